@@ -1,0 +1,197 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What fs/fuse calls of ours (the hooks), and what our files share.
+ *
+ * Nothing set up costs one load and one test: every hook looks at fc->ext first.
+ */
+#ifndef EXTFUSE_I_H
+#define EXTFUSE_I_H
+
+#include <linux/fs.h>
+#include <linux/percpu.h>
+#include <linux/siphash.h>
+#include <linux/timekeeping.h>
+#include <linux/types.h>
+#include <uapi/linux/fuse.h>
+#include "extfuse.h"
+
+struct extfuse_conn;
+struct fuse_args;
+struct fuse_conn;
+struct fuse_dev;
+struct fuse_mount;
+struct fuse_req;
+struct mnt_idmap;
+
+/* ---- Hooks: called by the patched fs/fuse -------------------------------- */
+
+/* conn.c */
+int extfuse_init(void);
+long extfuse_dev_ioctl(struct fuse_dev *fud, unsigned int cmd, void __user *arg);
+int extfuse_dev_mmap(struct file *file, struct vm_area_struct *vma);
+void extfuse_conn_end(struct fuse_conn *fc, enum extfuse_exit why);
+void extfuse_conn_free(struct fuse_conn *fc);
+
+/* request.c */
+ssize_t extfuse_simple_request(struct mnt_idmap *idmap, struct fuse_mount *fm, struct fuse_args *args);
+void extfuse_background_begin(struct fuse_conn *fc, struct fuse_args *args);
+void extfuse_background_end(struct fuse_conn *fc, struct fuse_args *args);
+int extfuse_uncount(struct fuse_args *args, struct inode **inode);
+bool extfuse_put_answer(struct fuse_args *args);
+
+/* events.c */
+void extfuse_forget(struct fuse_conn *fc, u64 nodeid);
+void extfuse_inval_inode(struct fuse_conn *fc, u64 nodeid);
+void extfuse_inval_entry(struct fuse_conn *fc, u64 parent, u64 child, const struct qstr *name);
+void extfuse_store(struct fuse_conn *fc, u64 nodeid);
+
+/* backing.c */
+ssize_t extfuse_backing_read_iter(struct kiocb *iocb, struct iov_iter *to);
+ssize_t extfuse_backing_write_iter(struct kiocb *iocb, struct iov_iter *from);
+ssize_t extfuse_backing_splice_read(struct file *in, loff_t *ppos, struct pipe_inode_info *pipe,
+				    size_t len, unsigned int flags);
+ssize_t extfuse_backing_splice_write(struct pipe_inode_info *pipe, struct file *out, loff_t *ppos,
+				     size_t len, unsigned int flags);
+ssize_t extfuse_backing_mmap(struct file *file, struct vm_area_struct *vma);
+void extfuse_evict(struct inode *inode);
+
+/* Of fs/fuse, made visible to us by the patch. */
+ssize_t fuse_send_simple(struct mnt_idmap *idmap, struct fuse_mount *fm, struct fuse_args *args);
+ssize_t fuse_direct_read_iter(struct kiocb *iocb, struct iov_iter *to);
+ssize_t fuse_direct_write_iter(struct kiocb *iocb, struct iov_iter *from);
+
+/* ---- Ours ----------------------------------------------------------------- */
+
+struct extfuse_counts {
+	u64 count[EXTFUSE_OPCODES][EXTFUSE_COUNTERS];
+};
+
+/*
+ * One a connection that called SETUP, from there to the connection's own end.
+ * Reached through fc->ext by whoever may use fc, and through the list of all by
+ * an attach.
+ */
+struct extfuse_conn {
+	struct fuse_conn *fc;
+	struct extfuse_stamps *stamps; /* also mapped, writable, by the daemon */
+	siphash_key_t key; /* of names */
+	u64 id; /* random: extfuse_ops.conn */
+	struct extfuse_counts __percpu *counts;
+
+	/*
+	 * The attached program set. Written under extfuse_lock, read under RCU:
+	 * programs don't sleep, and whoever frees a set waits for a grace period.
+	 */
+	struct extfuse_ops __rcu *ops;
+	u64 opcodes; /* with a request handler; 0 while nothing is attached */
+	u64 replies;
+	u64 attaches; /* tells this set from the next one at the same address */
+
+	/* Below: extfuse_lock. */
+	struct list_head list;
+	bool dead;
+	u32 exit;
+	atomic64_t errors;
+	char name[16];
+	char reason[96];
+};
+
+/* Protects the list of connections and who is attached to each. Innermost. */
+extern spinlock_t extfuse_lock;
+
+struct extfuse_conn *extfuse_find(u64 id);
+bool extfuse_detach(struct extfuse_conn *ext, u32 why, u64 attach, const char *reason);
+
+static inline void extfuse_count(struct extfuse_conn *ext, u32 opcode, enum extfuse_counter what)
+{
+	if (likely(opcode < EXTFUSE_OPCODES))
+		this_cpu_inc(ext->counts->count[opcode][what]);
+}
+
+/* stamps.c: a change in flight, from its begin to its end. */
+struct extfuse_change {
+	u32 nr;
+	u32 slot[10];
+};
+
+bool extfuse_stamps_alloc(struct extfuse_conn *ext);
+void extfuse_stamps_free(struct extfuse_conn *ext);
+void extfuse_change_begin(struct extfuse_conn *ext, const struct fuse_args *args, struct extfuse_change *change);
+void extfuse_change_node(struct extfuse_conn *ext, u64 nodeid, struct extfuse_change *change);
+void extfuse_change_done(struct extfuse_conn *ext, const struct extfuse_change *change);
+void extfuse_change_end_args(struct extfuse_conn *ext, const struct fuse_args *args);
+void extfuse_changed(struct extfuse_conn *ext, const struct extfuse_change *change);
+
+/* Opcodes that change nothing (but, maybe, access times). */
+#define OP(name) BIT_ULL(FUSE_##name)
+#define EXTFUSE_CHANGES_NOTHING (OP(LOOKUP) | OP(FORGET) | OP(GETATTR) | OP(READLINK) | OP(READ) | OP(STATFS) | \
+	OP(FSYNC) | OP(GETXATTR) | OP(LISTXATTR) | OP(INIT) | OP(OPENDIR) | OP(READDIR) | OP(RELEASEDIR) | \
+	OP(FSYNCDIR) | OP(GETLK) | OP(SETLK) | OP(SETLKW) | OP(ACCESS) | OP(INTERRUPT) | OP(BMAP) | OP(DESTROY) | \
+	OP(POLL) | OP(NOTIFY_REPLY) | OP(BATCH_FORGET) | OP(READDIRPLUS) | OP(LSEEK) | OP(SYNCFS) | OP(STATX))
+
+static inline bool extfuse_may_change(u32 opcode)
+{
+	return opcode >= 64 || !(EXTFUSE_CHANGES_NOTHING & BIT_ULL(opcode));
+}
+
+static inline void extfuse_change_end(struct extfuse_conn *ext, const struct extfuse_change *change)
+{
+	if (change->nr)
+		extfuse_change_done(ext, change);
+}
+
+static inline u64 extfuse_snapshot(const struct extfuse_conn *ext)
+{
+	return READ_ONCE(ext->stamps->clock);
+}
+
+/*
+ * Is an answer with @stamp current as far as @slot goes? To be asked after the
+ * answer was read, hence the barrier. In flight is in the high bits of a slot,
+ * so the comparison covers it.
+ */
+static inline bool extfuse_current(const struct extfuse_conn *ext, u32 slot, u64 stamp)
+{
+	const struct extfuse_stamps *stamps = ext->stamps;
+	u64 deadline;
+
+	smp_rmb();
+	if (slot >= EXTFUSE_SLOTS || stamp > EXTFUSE_CLOCK_MAX)
+		return false;
+	if (READ_ONCE(stamps->slot[slot]) > stamp || READ_ONCE(stamps->slot[EXTFUSE_SLOT_CONN]) > stamp)
+		return false;
+	deadline = READ_ONCE(stamps->deadline);
+	return likely(deadline == EXTFUSE_NEVER) || ktime_get_boottime_ns() < deadline;
+}
+
+static inline void extfuse_change_add(struct extfuse_change *change, u32 slot)
+{
+	change->slot[change->nr++] = slot;
+}
+
+static inline u64 extfuse_name_hash(const struct extfuse_conn *ext, const char *name, size_t len)
+{
+	return siphash(name, len, &ext->key);
+}
+
+/* kfuncs.c: a program's view of a request, and what it has done with it so far. */
+struct extfuse_call {
+	struct extfuse_ctx ctx; /* first: the kfuncs come back from it */
+	struct extfuse_conn *ext;
+	struct fuse_args *args;
+	u32 written; /* bitmap of out arguments */
+	u32 var_len; /* length of the last one, if it is variable */
+	bool answered; /* out arguments hold the daemon's answer and may be read */
+	bool enosys; /* the handler wants the caller to get ENOSYS */
+	u32 errors;
+	const char *error; /* the last one */
+};
+
+bool extfuse_fill_ctx(struct fuse_conn *fc, const struct fuse_args *args, struct extfuse_call *call);
+int extfuse_run_request(struct extfuse_conn *ext, struct extfuse_call *call, u64 *attach);
+void extfuse_charge(struct extfuse_conn *ext, u64 attach, u32 opcode, u32 errors, const char *what);
+
+int extfuse_kfuncs_init(void);
+int extfuse_ops_init(void);
+
+#endif

@@ -1,0 +1,375 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * A request on its way to the daemon, while something is set up for its
+ * connection: announce what it changes, ask the handler, check its answer, send
+ * it up otherwise, tell the reply handler, announce the end.
+ */
+#include "fuse_i.h"
+#include "extfuse_i.h"
+
+#include <linux/bpf.h>
+#include <linux/pid_namespace.h>
+
+/* What a handler's word comes to. */
+enum outcome {
+	ANSWERED,
+	UPCALL,
+};
+
+void extfuse_charge(struct extfuse_conn *ext, u64 attach, u32 opcode, u32 errors, const char *what)
+{
+	char reason[sizeof(ext->reason)];
+	u64 total = atomic64_add_return(errors, &ext->errors);
+
+	if (total < EXTFUSE_ERROR_BUDGET)
+		return;
+	snprintf(reason, sizeof(reason), "opcode %u: %s (%llu errors)", opcode, what, total);
+	if (extfuse_detach(ext, EXTFUSE_EXIT_ERROR, attach, reason))
+		pr_info("extfuse: ejected a program set: %s\n", reason);
+}
+
+/* The caller's ids and pid as fuse_get_req() would send them; false if it has none. */
+static bool fill_caller(struct fuse_conn *fc, struct extfuse_ctx *ctx)
+{
+	const struct cred *cred = current_cred();
+
+	/* By far the most connections are of the initial namespaces: nothing to translate. */
+	if (likely(fc->user_ns == &init_user_ns)) {
+		ctx->uid = __kuid_val(cred->fsuid);
+		ctx->gid = __kgid_val(cred->fsgid);
+	} else {
+		ctx->uid = from_kuid(fc->user_ns, cred->fsuid);
+		ctx->gid = from_kgid(fc->user_ns, cred->fsgid);
+	}
+	ctx->pid = likely(fc->pid_ns == &init_pid_ns) ? task_pid_nr(current) : pid_nr_ns(task_pid(current), fc->pid_ns);
+	return likely(ctx->uid != (uid_t)-1 && ctx->gid != (gid_t)-1);
+}
+
+/*
+ * Programs see a request only where the daemon would be sent it as it is: a
+ * connection that is up, speaks a layout without compatibility shims (7.12),
+ * and a caller that the connection's user namespace has a name for.
+ */
+bool extfuse_fill_ctx(struct fuse_conn *fc, const struct fuse_args *args, struct extfuse_call *call)
+{
+	struct extfuse_ctx *ctx = &call->ctx;
+
+	if (unlikely(!fc->initialized || !fc->connected || fc->conn_error || fc->minor < 12))
+		return false;
+	if (!fill_caller(fc, ctx))
+		return false;
+	ctx->opcode = args->opcode;
+	ctx->flags = 0;
+	ctx->nodeid = args->nodeid;
+	ctx->node2 = unlikely(args->opcode == FUSE_LINK) ?
+		((const struct fuse_link_in *)args->in_args[0].value)->oldnodeid : args->ext_node[0];
+	ctx->node3 = args->ext_node[1];
+	ctx->snapshot = extfuse_snapshot(call->ext);
+	ctx->cookie = 0;
+	ctx->error = 0;
+	ctx->in_numargs = args->in_numargs;
+	ctx->out_numargs = args->out_numargs;
+	/* Arguments that are not there have size 0: struct fuse_args begins as zeros. */
+	ctx->in_size[0] = args->in_args[0].size;
+	ctx->in_size[1] = args->in_args[1].size;
+	ctx->in_size[2] = args->in_args[2].size;
+	ctx->out_size[0] = args->out_args[0].size;
+	ctx->out_size[1] = args->out_args[1].size;
+	ctx->reserved = 0;
+	call->written = 0;
+	call->var_len = 0;
+	call->answered = false;
+	call->enosys = false;
+	call->errors = 0;
+	return true;
+}
+
+static bool known_owner(struct fuse_conn *fc, const struct fuse_attr *attr)
+{
+	if (likely(fc->user_ns == &init_user_ns))
+		return attr->uid != (uid_t)-1 && attr->gid != (gid_t)-1;
+	return uid_valid(make_kuid(fc->user_ns, attr->uid)) && gid_valid(make_kgid(fc->user_ns, attr->gid));
+}
+
+static bool acceptable_attr(struct fuse_conn *fc, struct fuse_attr *attr)
+{
+	return !fuse_invalid_attr(attr) && !(attr->flags & FUSE_ATTR_SUBMOUNT) && known_owner(fc, attr);
+}
+
+static int match_nodeid(struct inode *inode, void *nodeid)
+{
+	return get_node_id(inode) == *(u64 *)nodeid;
+}
+
+/*
+ * A name is bound to a nodeid from a map only if the kernel holds that inode
+ * now, as the daemon described it: a map never resurrects one. The reference
+ * blocks its eviction, so that no FORGET overtakes the answer; the caller of the
+ * request puts it (extfuse_put_answer(), extfuse_uncount()).
+ */
+static bool acceptable_entry(struct fuse_mount *fm, struct fuse_args *args)
+{
+	struct fuse_entry_out *out = args->out_args[0].value;
+	struct inode *inode;
+
+	if (!out->nodeid)
+		return true;
+	if (out->nodeid == FUSE_ROOT_ID || !acceptable_attr(fm->fc, &out->attr) || !fm->sb)
+		return false;
+	inode = ilookup5(fm->sb, out->nodeid, match_nodeid, &out->nodeid);
+	if (!inode)
+		return false;
+	if (fuse_is_bad(inode) || IS_AUTOMOUNT(inode) || fuse_stale_inode(inode, out->generation, &out->attr)) {
+		iput(inode);
+		return false;
+	}
+	args->ext_inode = inode;
+	return true;
+}
+
+/* As fuse_verify_xattr_list(): a sequence of non-empty NUL-terminated names. */
+static bool acceptable_names(const char *list, size_t size)
+{
+	while (size) {
+		size_t len = strnlen(list, size);
+
+		if (!len || len == size)
+			return false;
+		list += len + 1;
+		size -= len + 1;
+	}
+	return true;
+}
+
+/*
+ * Would this answer be taken from the daemon, and leave every inode good? What
+ * would not is a miss: otherwise one bad row in a map spoils an inode for good.
+ */
+static bool acceptable(struct fuse_mount *fm, struct fuse_args *args, const struct extfuse_call *call)
+{
+	struct fuse_attr_out *attr;
+	struct fuse_getxattr_out *size;
+
+	switch (args->opcode) {
+	case FUSE_LOOKUP:
+		return acceptable_entry(fm, args);
+	case FUSE_GETATTR:
+		attr = args->out_args[0].value;
+		return acceptable_attr(fm->fc, &attr->attr) && args->ext_inode &&
+		       !inode_wrong_type(args->ext_inode, attr->attr.mode);
+	case FUSE_GETXATTR:
+	case FUSE_LISTXATTR:
+		if (!args->out_argvar) {
+			size = args->out_args[0].value;
+			return size->size <= XATTR_SIZE_MAX;
+		}
+		return args->opcode == FUSE_GETXATTR ||
+		       acceptable_names(args->out_args[0].value, call->var_len);
+	default:
+		return true;
+	}
+}
+
+/* Requests that a handler may answer; the others it may only refuse, with an errno. */
+static const u64 answerable = OP(LOOKUP) | OP(GETATTR) | OP(GETXATTR) | OP(LISTXATTR) | OP(STATFS) | OP(ACCESS) |
+	OP(LSEEK) | OP(GETLK) | OP(BMAP);
+/* Requests that no handler sees. */
+static const u64 untouchable = OP(INIT) | OP(DESTROY) | OP(INTERRUPT) | OP(NOTIFY_REPLY) | OP(FORGET) |
+	OP(BATCH_FORGET);
+
+static bool handled(const struct extfuse_conn *ext, const struct fuse_args *args)
+{
+	u64 opcodes = READ_ONCE(ext->opcodes) | READ_ONCE(ext->replies);
+
+	return args->opcode < EXTFUSE_OPCODES && opcodes & BIT_ULL(args->opcode) & ~untouchable &&
+	       !args->force && !args->nocreds;
+}
+
+/*
+ * Asks the handler. @attach: which program set that was, 0 if none is attached
+ * (any more). A bitmap that has been cleared meanwhile is an upcall too.
+ */
+int extfuse_run_request(struct extfuse_conn *ext, struct extfuse_call *call, u64 *attach)
+{
+	struct extfuse_ops *ops;
+	int verdict = EXTFUSE_UPCALL;
+
+	rcu_read_lock();
+	*attach = READ_ONCE(ext->attaches);
+	ops = rcu_dereference(ext->ops);
+	if (!ops)
+		*attach = 0;
+	else if (READ_ONCE(ext->opcodes) & BIT_ULL(call->ctx.opcode))
+		verdict = ops->request(&call->ctx);
+	rcu_read_unlock();
+	return verdict;
+}
+
+static void run_reply(struct extfuse_conn *ext, struct extfuse_call *call, u64 attach)
+{
+	struct extfuse_ops *ops;
+
+	rcu_read_lock();
+	ops = rcu_dereference(ext->ops);
+	if (ops && attach == READ_ONCE(ext->attaches) && READ_ONCE(ext->replies) & BIT_ULL(call->ctx.opcode) &&
+	    ops->reply)
+		ops->reply(&call->ctx);
+	rcu_read_unlock();
+	if (unlikely(call->errors))
+		extfuse_charge(ext, attach, call->ctx.opcode, call->errors, call->error);
+}
+
+/* What the verdict comes to; *@ret is what the caller of the request gets. */
+static enum outcome judge(struct fuse_mount *fm, struct fuse_args *args, struct extfuse_call *call, int verdict,
+			  ssize_t *ret)
+{
+	struct extfuse_conn *ext = call->ext;
+
+	if (verdict == EXTFUSE_UPCALL && !call->enosys)
+		return UPCALL;
+	if (verdict < 0 && verdict >= -EXTFUSE_MAX_ERRNO) {
+		extfuse_count(ext, args->opcode, EXTFUSE_COUNT_ERRNO);
+		*ret = verdict;
+		return ANSWERED;
+	}
+	/* Page-cache and direct requests have no backing file of their own. */
+	if (verdict == EXTFUSE_PASSTHRU && (args->opcode == FUSE_READ || args->opcode == FUSE_WRITE))
+		return UPCALL;
+	if (verdict != EXTFUSE_RETURN) {
+		call->errors++;
+		call->error = "verdict out of range";
+		return UPCALL;
+	}
+	if (!(answerable & BIT_ULL(args->opcode))) {
+		call->errors++;
+		call->error = "RETURN where only the daemon can answer";
+		return UPCALL;
+	}
+	if (call->written != BIT(args->out_numargs) - 1) {
+		call->errors++;
+		call->error = "RETURN without an answer";
+		return UPCALL;
+	}
+	if (!acceptable(fm, args, call)) {
+		extfuse_count(ext, args->opcode, EXTFUSE_COUNT_REFUSED);
+		return UPCALL;
+	}
+	extfuse_count(ext, args->opcode, EXTFUSE_COUNT_RETURNED);
+	*ret = 0;
+	if (args->out_argvar) {
+		args->out_args[args->out_numargs - 1].size = call->var_len;
+		*ret = call->var_len;
+	}
+	return ANSWERED;
+}
+
+/* noinline: its frame holds a context, which requests without a handler don't pay for. */
+static noinline ssize_t ask(struct extfuse_conn *ext, struct mnt_idmap *idmap, struct fuse_mount *fm,
+			    struct fuse_args *args)
+{
+	struct extfuse_call call __uninitialized;
+	u64 attach;
+	ssize_t ret;
+	enum outcome outcome;
+
+	call.ext = ext;
+	call.args = args;
+	if (!extfuse_fill_ctx(fm->fc, args, &call)) {
+		extfuse_count(ext, args->opcode, EXTFUSE_COUNT_UPCALLS);
+		return fuse_send_simple(idmap, fm, args);
+	}
+	outcome = judge(fm, args, &call, extfuse_run_request(ext, &call, &attach), &ret);
+	if (unlikely(call.errors)) {
+		extfuse_charge(ext, attach, args->opcode, call.errors, call.error);
+		call.errors = 0;
+	}
+	if (outcome == ANSWERED)
+		return ret;
+	extfuse_count(ext, args->opcode, EXTFUSE_COUNT_UPCALLS);
+	ret = fuse_send_simple(idmap, fm, args);
+	if (attach) {
+		call.ctx.error = ret < 0 ? ret : 0;
+		call.answered = ret >= 0;
+		run_reply(ext, &call, attach);
+	}
+	return ret;
+}
+
+ssize_t extfuse_simple_request(struct mnt_idmap *idmap, struct fuse_mount *fm, struct fuse_args *args)
+{
+	struct extfuse_conn *ext = fm->fc->ext;
+	struct extfuse_change change __uninitialized;
+	ssize_t ret;
+
+	extfuse_count(ext, args->opcode, EXTFUSE_COUNT_REQUESTS);
+	change.nr = 0;
+	if (extfuse_may_change(args->opcode))
+		extfuse_change_begin(ext, args, &change);
+	if (handled(ext, args)) {
+		ret = ask(ext, idmap, fm, args);
+	} else {
+		extfuse_count(ext, args->opcode, EXTFUSE_COUNT_UPCALLS);
+		ret = fuse_send_simple(idmap, fm, args);
+	}
+	extfuse_change_end(ext, &change);
+	return ret;
+}
+
+/*
+ * Background requests are announced, not asked about. The flag keeps begin and
+ * end paired when SETUP comes between them; it belongs to whoever owns the
+ * request: its sender before it is queued, its end after.
+ */
+void extfuse_background_begin(struct fuse_conn *fc, struct fuse_args *args)
+{
+	struct extfuse_change change;
+
+	extfuse_count(fc->ext, args->opcode, EXTFUSE_COUNT_REQUESTS);
+	extfuse_count(fc->ext, args->opcode, EXTFUSE_COUNT_UPCALLS);
+	args->ext_change = extfuse_may_change(args->opcode);
+	if (args->ext_change)
+		extfuse_change_begin(fc->ext, args, &change);
+}
+
+void extfuse_background_end(struct fuse_conn *fc, struct fuse_args *args)
+{
+	if (args->ext_change)
+		extfuse_change_end_args(fc->ext, args);
+	args->ext_change = false;
+}
+
+/* A LOOKUP that was answered here was not counted by the daemon, so not by us. */
+bool extfuse_put_answer(struct fuse_args *args)
+{
+	if (!args->ext_inode)
+		return false;
+	iput(args->ext_inode);
+	args->ext_inode = NULL;
+	return true;
+}
+
+/*
+ * After fuse_iget(), which counts: takes the count back. Both are the same inode,
+ * which our reference kept, unless it went stale meanwhile; then look again.
+ */
+int extfuse_uncount(struct fuse_args *args, struct inode **inode)
+{
+	struct fuse_inode *fi;
+	int err = 0;
+
+	if (*inode) {
+		fi = get_fuse_inode(*inode);
+		spin_lock(&fi->lock);
+		fi->nlookup--;
+		spin_unlock(&fi->lock);
+		if (*inode != args->ext_inode) {
+			iput(*inode);
+			*inode = NULL;
+			err = -ESTALE;
+		}
+	} else {
+		err = -ENOMEM;
+	}
+	extfuse_put_answer(args);
+	return err;
+}
