@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a system call costs on extfuse, on stock FUSE and on the file system below: in instructions,
+//! and in questions to the daemon. `scripts/bench` runs it in the guest, where the clock counts
+//! instructions.
+
+mod cases;
+mod demo;
+mod measure;
+mod mounts;
+mod report;
+mod scale;
+mod tree;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Parser, Subcommand, ValueEnum};
+
+use cases::{Case, Ending};
+use measure::Shape;
+use mounts::{Place, STOCK_VARIANTS, VARIANTS, Variant};
+use report::Row;
+use tree::Paths;
+
+/// What is measured together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Suite {
+    /// stat, fstat, stat-deep, stat-10k, missing, getxattr-absent, open-close
+    Meta,
+    /// pread-4k, pread-128k, pwrite-4k, pread-4k-direct
+    Data,
+    /// Hits with a million cached entries against a thousand, and the memory an entry takes
+    Scale,
+}
+
+#[derive(Debug, Parser)]
+#[command(about, version)]
+struct Arguments {
+    /// Given by `cargo bench`.
+    #[arg(long, hide = true, global = true)]
+    bench: bool,
+    #[command(subcommand)]
+    command: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Name the suites
+    List,
+    /// Measure, and print JSON
+    Run {
+        #[arg(value_enum, required = true)]
+        suites: Vec<Suite>,
+        /// Where the tree is made and the mounts appear
+        #[arg(long)]
+        base: PathBuf,
+        /// A few calls in nanoseconds, without the module: to try the benchmark itself
+        #[arg(long)]
+        smoke: bool,
+    },
+    /// Time lookups in maps on this machine, and add the figures to a JSON file
+    Lookups {
+        #[arg(long)]
+        append: PathBuf,
+    },
+    /// Print a JSON file as tables
+    Table {
+        file: PathBuf,
+        #[arg(long)]
+        markdown: bool,
+    },
+    /// Compare one directory on native, stock FUSE and extfuse, for people
+    Demo {
+        /// The directory: it is copied below `base` first
+        directory: PathBuf,
+        #[arg(long)]
+        base: PathBuf,
+        #[arg(long)]
+        colour: bool,
+        /// In nanoseconds and without the module: to try the demo itself
+        #[arg(long)]
+        smoke: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match act(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("calls: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn act(action: Action) -> Result<()> {
+    match action {
+        Action::List => {
+            for suite in Suite::value_variants() {
+                let Some(value) = suite.to_possible_value() else {
+                    continue;
+                };
+                println!(
+                    "{:6} {}",
+                    value.get_name(),
+                    value.get_help().map(ToString::to_string).unwrap_or_default()
+                );
+            }
+            Ok(())
+        }
+        Action::Run { suites, base, smoke } => {
+            print!("{}", report::json(&run(&suites, base, smoke)?)?);
+            Ok(())
+        }
+        Action::Lookups { append } => {
+            let mut rows = read(&append)?;
+            rows.append(&mut scale::lookups()?);
+            fs::write(&append, report::json(&rows)?)
+                .with_context(|| format!("cannot write {}", append.display()))
+        }
+        Action::Table { file, markdown } => table(&read(&file)?, markdown),
+        Action::Demo {
+            directory,
+            base,
+            colour,
+            smoke,
+        } => demo::run(&directory, &base, colour, smoke),
+    }
+}
+
+fn read(file: &Path) -> Result<Vec<Row>> {
+    let json = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    serde_json::from_slice(&json).with_context(|| format!("cannot understand {}", file.display()))
+}
+
+fn table(rows: &[Row], markdown: bool) -> Result<()> {
+    print!(
+        "{}",
+        if markdown {
+            report::markdown(rows)
+        } else {
+            report::text(rows)
+        }
+    );
+    for aim in report::aims(rows) {
+        let (bullet, verdict) = (
+            if markdown { "- " } else { "" },
+            if aim.met { "met" } else { "MISSED" },
+        );
+        println!("{bullet}{verdict}: {}", aim.text);
+    }
+    Ok(())
+}
+
+/// Instructions, or what stands for them where the clock doesn't count any.
+fn metric(smoke: bool) -> Result<&'static str> {
+    if smoke {
+        return Ok("nanoseconds");
+    }
+    let message = "this clock does not count instructions: run it by scripts/bench, or with --smoke";
+    ensure!(measure::clock_counts_instructions(), message);
+    Ok("instructions")
+}
+
+fn run(suites: &[Suite], base: PathBuf, smoke: bool) -> Result<Vec<Row>> {
+    let metric = metric(smoke)?;
+    let bench = Bench {
+        base,
+        smoke,
+        metric,
+        many: if smoke { 200 } else { cases::MANY },
+    };
+    let mut rows = Vec::new();
+    let plain: Vec<(&str, &[Case])> = suites
+        .iter()
+        .filter_map(|suite| match suite {
+            Suite::Meta => Some(("meta", cases::META)),
+            Suite::Data => Some(("data", cases::DATA)),
+            Suite::Scale => None,
+        })
+        .collect();
+    if !plain.is_empty() {
+        rows.append(&mut bench.cases(&plain)?);
+    }
+    if suites.contains(&Suite::Scale) {
+        rows.append(&mut scale::run(&bench.base, metric)?);
+    }
+    Ok(rows)
+}
+
+struct Bench {
+    base: PathBuf,
+    smoke: bool,
+    metric: &'static str,
+    many: usize,
+}
+
+/// What no handler may change, measured in each variant.
+struct Controls {
+    null_call: f64,
+    /// Upcalls of MKDIR and RMDIR a directory made and removed.
+    made: f64,
+}
+
+impl Bench {
+    /// All variants, one after the other, over the same tree; rows ordered by suite and case.
+    fn cases(&self, suites: &[(&'static str, &[Case])]) -> Result<Vec<Row>> {
+        let tree = self.base.join("tree");
+        tree::make(&tree, self.many)?;
+        let variants = if self.smoke { STOCK_VARIANTS } else { VARIANTS };
+        let mut measured: Vec<Vec<Row>> = Vec::new();
+        let mut controls: Vec<Controls> = Vec::new();
+        for &variant in variants {
+            let place = Place::new(variant, &tree, &self.base.join("mnt"), &[])?;
+            let mut rows = Vec::new();
+            controls.push(self.controls(&place)?);
+            for &(suite, cases) in suites {
+                for &case in cases {
+                    let (cost, upcalls) = self
+                        .case(case, &place)
+                        .with_context(|| format!("case {}, variant {}", case.name(), variant.name()))?;
+                    if !self.smoke {
+                        eprintln!(
+                            "{:15} {:10} {cost:9.0} {} {upcalls:7.3} upcalls",
+                            case.name(),
+                            variant.name(),
+                            self.metric
+                        );
+                    }
+                    let row = |metric: &str, value: f64| Row {
+                        suite: suite.into(),
+                        case: case.name().into(),
+                        variant: variant.name().into(),
+                        metric: metric.into(),
+                        unit: format!("{metric}/call"),
+                        value,
+                    };
+                    rows.push([row(self.metric, cost.round()), row("upcalls", upcalls)]);
+                }
+            }
+            controls.push(self.controls(&place)?);
+            place.close()?;
+            measured.push(rows.into_iter().flatten().collect());
+        }
+        self.compare(&controls, variants)?;
+        // From variant by variant to case by case.
+        let cases = measured[0].len() / 2;
+        Ok((0..cases)
+            .flat_map(|i| {
+                measured
+                    .iter()
+                    .flat_map(move |rows| rows[2 * i..2 * i + 2].to_vec())
+            })
+            .collect())
+    }
+
+    /// Cost and upcalls of one call.
+    fn case(&self, case: Case, place: &Place) -> Result<(f64, f64)> {
+        let shape = case.shape(self.smoke, self.many);
+        let paths = Paths::new(self.many)?;
+        let mut call = case.prepare(&paths)?;
+        measure::warm(shape, &mut call)?;
+        let before = place.counters()?;
+        let cost = measure::cost(shape, &mut call)?;
+        let counted = place.counted_since(&before)?;
+        let calls = shape.all_calls();
+        let total = counted.total();
+        if let Some((opcode, ending)) = case.answered_by_handlers() {
+            let of = counted.of(opcode);
+            let ended = if ending == Ending::Returned {
+                of.answered()
+            } else {
+                of.passthru
+            };
+            match place.variant {
+                Variant::Handlers => {
+                    ensure!(
+                        ended >= calls,
+                        "only {ended} {opcode} of {calls} calls ended in the kernel"
+                    );
+                }
+                Variant::Unattached => ensure!(total.answered() == 0, "answered without a program attached"),
+                Variant::Native | Variant::Stock0 | Variant::StockInf => {}
+            }
+        }
+        let upcalls = total.upcalls as f64 / calls as f64;
+        Ok((cost, (upcalls * 1000.0).round() / 1000.0))
+    }
+
+    fn controls(&self, place: &Place) -> Result<Controls> {
+        let null_call = measure::null_call()?;
+        let shape = Shape {
+            warm: 5,
+            runs: 1,
+            calls: 50,
+        };
+        let paths = Paths::new(0)?;
+        let mut call = |_| cases::make_and_remove(&paths);
+        measure::warm(shape, &mut call)?;
+        let before = place.counters()?;
+        measure::cost(shape, &mut call)?;
+        let counted = place.counted_since(&before)?;
+        let made = counted.of("MKDIR").upcalls + counted.of("RMDIR").upcalls;
+        Ok(Controls {
+            null_call,
+            made: made as f64 / shape.all_calls() as f64,
+        })
+    }
+
+    /// Fails if a control differs between variants, or between the beginning and the end of one.
+    fn compare(&self, controls: &[Controls], variants: &[Variant]) -> Result<()> {
+        let name = |i: usize| variants[i / 2].name();
+        for (i, control) in controls.iter().enumerate() {
+            let wanted = if variants[i / 2] == Variant::Native {
+                0.0
+            } else {
+                2.0
+            };
+            let made = control.made;
+            ensure!(
+                made == wanted,
+                "{}: mkdir and rmdir made {made} upcalls a pair instead of {wanted}",
+                name(i)
+            );
+            let (null_call, first) = (control.null_call, controls[0].null_call);
+            if !self.smoke && (null_call - first).abs() > 0.02 * first {
+                bail!(
+                    "{}: getpid costs {null_call:.1} instructions, and {first:.1} before: not comparable",
+                    name(i)
+                );
+            }
+        }
+        let first = controls[0].null_call;
+        eprintln!(
+            "controls: getpid {first:.0} {}, mkdir + rmdir 2 upcalls, in every variant",
+            self.metric
+        );
+        Ok(())
+    }
+}

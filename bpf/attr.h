@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+#ifndef EXTFUSE_BPF_ATTR_H
+#define EXTFUSE_BPF_ATTR_H
+
+/* struct fuse_attr_out: a validity of 0, so that the kernel asks again next time. */
+struct attr_answer {
+	__u64 attr_valid;
+	__u32 attr_valid_nsec;
+	__u32 dummy;
+	struct extfuse_attr attr;
+};
+
+/* GETATTR: from attr_map, if the node has not changed since. Invalidates nothing. */
+SEC("struct_ops/request")
+int BPF_PROG(handle_getattr, struct extfuse_ctx *c)
+{
+	struct attr_answer answer;
+	struct extfuse_attr_row *row;
+	struct row_head head;
+	__u64 nodeid = c->nodeid;
+
+	answer.attr_valid = 0;
+	answer.attr_valid_nsec = 0;
+	answer.dummy = 0;
+	row = bpf_map_lookup_elem(&attr_map, &nodeid);
+	if (!row)
+		return miss(c, EXTFUSE_MISS_ABSENT);
+	if (!copy_attr(nodeid, row, &head, &answer.attr))
+		return miss(c, EXTFUSE_MISS_TORN);
+	if (expired(head.expires))
+		return miss(c, EXTFUSE_MISS_EXPIRED);
+	if (!bpf_extfuse_current(c, extfuse_node_slot(nodeid, EXTFUSE_SLOT_ATTR), head.stamp))
+		return miss(c, EXTFUSE_MISS_STALE);
+	if (bpf_extfuse_write_args(c, 0, &answer, sizeof(answer)))
+		return EXTFUSE_UPCALL;
+	__sync_fetch_and_add(&row->count, 1);
+	return EXTFUSE_RETURN;
+}
+
+#endif

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `extfuse stat`.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+use extfuse::control::{Fill, Mode, Program, Report, Requests, ask};
+
+use super::umount::find;
+use super::{Failure, say};
+
+/// Show what a mount is, and who answered its requests.
+#[derive(Debug, Args)]
+pub struct Stat {
+    /// Where it is mounted
+    mountpoint: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Stat {
+    pub fn run(self) -> Result<ExitCode, Failure> {
+        let location = find(&self.mountpoint)?;
+        let report = ask(location.id.dev, location.mount.owner())
+            .with_context(|| self.mountpoint.display().to_string())?;
+        if self.json {
+            say(&(serde_json::to_string_pretty(&report)? + "\n"))?;
+        } else {
+            say(&table(&report))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+type Column = (&'static str, fn(&Requests) -> Option<u64>);
+
+const COLUMNS: [Column; 7] = [
+    ("requests", |row| row.requests),
+    ("answered", |row| row.returned),
+    ("errno", |row| row.errno),
+    ("passthru", |row| row.passthru),
+    ("refused", |row| row.refused),
+    ("upcalls", |row| Some(row.upcalls)),
+    ("errors", |row| row.errors),
+];
+
+fn table(report: &Report) -> String {
+    let mut out = String::new();
+    let mut line = |label: &str, text: &str| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(out, "{label:<13}{text}");
+    };
+    line("source", &report.source);
+    line("mount", &format!("{} (dev {})", report.mountpoint, report.dev));
+    line("served by", &served_by(report));
+    if report.mode == Mode::Extfuse {
+        line(
+            "handlers",
+            &report.program.as_ref().map_or_else(|| "none".into(), handlers),
+        );
+    }
+    if let Some(maps) = &report.maps {
+        let fill = |fill: Fill| format!("{} of {}", fill.used, fill.capacity);
+        line("names", &fill(maps.entries));
+        line("attributes", &fill(maps.attrs));
+        line("not written", &maps.publish_failures.to_string());
+    }
+    for warning in &report.warnings {
+        line("warning", warning);
+    }
+    if report.opcodes.is_empty() {
+        line("requests", "none so far");
+        return out;
+    }
+    out.push('\n');
+    out.push_str(&requests(report));
+    out
+}
+
+fn served_by(report: &Report) -> String {
+    let fuse = match report.mode {
+        Mode::Extfuse => "the extfuse module",
+        Mode::Stock => "stock FUSE",
+    };
+    let threads = if report.threads == 1 { "thread" } else { "threads" };
+    format!(
+        "{fuse}, process {}, {} {threads}, up {}",
+        report.pid,
+        report.threads,
+        uptime(report.uptime)
+    )
+}
+
+fn handlers(program: &Program) -> String {
+    let errors = if program.errors == 0 {
+        String::new()
+    } else {
+        format!(", {} errors", program.errors)
+    };
+    if program.attached {
+        return format!("{} attached{errors}", program.name);
+    }
+    let reason = if program.reason.is_empty() {
+        &program.exit
+    } else {
+        &program.reason
+    };
+    format!("{} not attached any more: {reason}{errors}", program.name)
+}
+
+fn uptime(seconds: f64) -> String {
+    // Whole seconds of an uptime fit into any integer.
+    let seconds = seconds as u64;
+    let (days, hours, minutes) = (seconds / 86400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, minutes) => format!("{minutes} min {} s", seconds % 60),
+        (0, hours, minutes) => format!("{hours} h {minutes} min"),
+        (days, hours, _) => format!("{days} d {hours} h"),
+    }
+}
+
+/// One row an opcode, one column for everything that is known of any of them.
+fn requests(report: &Report) -> String {
+    let known: Vec<_> = COLUMNS
+        .iter()
+        .filter(|(_, value)| report.opcodes.values().any(|row| value(row).is_some()))
+        .collect();
+    let mut out = format!("{:<16}", "");
+    for (title, _) in &known {
+        let _ = write!(out, "{title:>12}");
+    }
+    out.push('\n');
+    for (name, row) in &report.opcodes {
+        let _ = write!(out, "{name:<16}");
+        for (_, value) in &known {
+            let number = value(row).map_or_else(|| "-".into(), |number| number.to_string());
+            let _ = write!(out, "{number:>12}");
+        }
+        out.push('\n');
+    }
+    let _ = write!(out, "{:<16}", "all");
+    for (_, value) in &known {
+        let _ = write!(
+            out,
+            "{:>12}",
+            report.opcodes.values().filter_map(value).sum::<u64>()
+        );
+    }
+    out.push('\n');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(mode: Mode, row: Requests) -> Report {
+        Report {
+            source: "/src".into(),
+            mountpoint: "/mnt".into(),
+            mode,
+            dev: "0:45".into(),
+            pid: 7,
+            threads: 2,
+            uptime: 3725.0,
+            program: None,
+            opcodes: [("LOOKUP".into(), row), ("READ".into(), row)].into(),
+            maps: None,
+            warnings: vec![],
+        }
+    }
+
+    #[test]
+    fn stock_shows_what_it_can_count_only() {
+        let text = table(&report(
+            Mode::Stock,
+            Requests {
+                upcalls: 4,
+                ..Requests::default()
+            },
+        ));
+        assert!(text.contains("up 1 h 2 min"));
+        assert!(!text.contains("handlers") && !text.contains("answered"));
+        let all: Vec<_> = text.lines().last().unwrap().split_whitespace().collect();
+        assert_eq!(all, ["all", "8"]);
+    }
+
+    #[test]
+    fn extfuse_shows_every_outcome() {
+        let row = Requests {
+            requests: Some(10),
+            returned: Some(6),
+            errno: Some(1),
+            passthru: Some(0),
+            refused: Some(0),
+            upcalls: 3,
+            errors: None,
+        };
+        let text = table(&report(Mode::Extfuse, row));
+        let all: Vec<_> = text.lines().last().unwrap().split_whitespace().collect();
+        assert_eq!(all, ["all", "20", "12", "2", "0", "0", "6"]);
+        assert!(text.contains("handlers     none"));
+    }
+}

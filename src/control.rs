@@ -1,0 +1,446 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a running daemon tells about itself, over a local socket.
+//!
+//! The socket has an abstract name made of the mount's device number. Nothing is left behind when the
+//! daemon dies, and who asks needs no request to the mount: a dead daemon refuses the connection, a
+//! stopped one runs into the time limit. Both sides check who the other is: anybody could have taken
+//! the name first.
+//!
+//! The kernel gives a device number out again as soon as its mount is gone, perhaps before the
+//! daemon is: such a daemon says that it is not the one, and both the next daemon and who asks try
+//! again until it has ended.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::AsRawFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::sockopt::{PeerCredentials, SendTimeout};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, getsockopt, setsockopt};
+use nix::sys::time::TimeVal;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::sys::mountinfo::Dev;
+
+/// How long either side waits for the other.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the answer may take: counting the rows of large maps is a system call a row.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
+/// How soon to try again where a daemon of a mount that is gone still has the name.
+const AGAIN: Duration = Duration::from_millis(10);
+/// What is asked.
+const QUESTION: &[u8] = b"stat\n";
+/// The answer of a daemon whose mount is gone.
+const GONE: &[u8] = b"gone\n";
+/// The longest question.
+const QUESTION_MAX: usize = 64;
+/// The longest answer: some 60 opcodes with a few numbers each take a tenth.
+const ANSWER_MAX: u64 = 256 << 10;
+
+/// What a daemon tells about its mount.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The directory that is served.
+    pub source: String,
+    /// Where it was mounted.
+    pub mountpoint: String,
+    /// Which FUSE serves it.
+    pub mode: Mode,
+    /// Device number of the mount, `major:minor`.
+    pub dev: String,
+    /// The daemon.
+    pub pid: u32,
+    /// Threads that answer requests.
+    pub threads: usize,
+    /// Seconds since the mount.
+    pub uptime: f64,
+    /// The handlers, unless there are none: see `warnings`.
+    pub program: Option<Program>,
+    /// Requests by opcode; those that never came are left out.
+    pub opcodes: BTreeMap<String, Requests>,
+    /// What is in the handlers' maps.
+    pub maps: Option<Maps>,
+    /// What the mount had to do without, and why.
+    pub warnings: Vec<String>,
+}
+
+/// Which FUSE serves a mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// The extfuse module.
+    Extfuse,
+    /// The kernel's own.
+    Stock,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Extfuse => "extfuse",
+            Self::Stock => "stock",
+        })
+    }
+}
+
+/// The program set of a mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program {
+    /// Its name.
+    pub name: String,
+    /// Whether it is attached now.
+    pub attached: bool,
+    /// How the last one ended: `none`, `unlink`, `unmount`, `abort`, `error`.
+    pub exit: String,
+    /// Why it was ejected.
+    pub reason: String,
+    /// Its errors so far; too many eject it.
+    pub errors: u64,
+    /// How often one was attached or replaced.
+    pub attaches: u64,
+}
+
+/// Requests of one opcode, by how they ended. On stock FUSE only what the daemon counts is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Requests {
+    /// All.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub requests: Option<u64>,
+    /// Answered in the kernel.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub returned: Option<u64>,
+    /// Answered in the kernel with an errno.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub errno: Option<u64>,
+    /// Done on the backing file.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub passthru: Option<u64>,
+    /// Answers of a handler that the module refused; asked of the daemon then.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub refused: Option<u64>,
+    /// Answered by the daemon.
+    pub upcalls: u64,
+    /// Those of them that it answered with an error, absent names and attributes among them.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub errors: Option<u64>,
+}
+
+/// What is in the handlers' maps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Maps {
+    /// Names.
+    pub entries: Fill,
+    /// Attributes.
+    pub attrs: Fill,
+    /// Rows that the daemon could not write.
+    pub publish_failures: u64,
+}
+
+/// How full a map is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fill {
+    /// Rows in use.
+    pub used: u64,
+    /// Rows that fit.
+    pub capacity: u64,
+}
+
+/// Why a daemon could not be asked.
+#[derive(Debug, Error)]
+pub enum AskError {
+    /// Nobody listens.
+    #[error("its daemon is not running")]
+    Dead,
+    /// It listens, but does not answer.
+    #[error("its daemon does not answer")]
+    Silent,
+    /// Only the owner and root may ask.
+    #[error("only its owner and root may ask its daemon")]
+    Refused,
+    /// Somebody else has taken the socket's name.
+    #[error("the socket of its daemon belongs to uid {0}")]
+    Impostor(u32),
+    /// What came is not an answer.
+    #[error("its daemon answers something else: {0}")]
+    Garbled(String),
+    /// Anything else.
+    #[error("its daemon cannot be asked: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Asks the daemon of the mount with device number `dev`, which `owner` may have started.
+pub fn ask(dev: Dev, owner: Option<u32>) -> Result<Report, AskError> {
+    let start = Instant::now();
+    loop {
+        let mut stream = connect(dev)?;
+        let peer = peer_uid(&stream)?;
+        if peer != 0 && peer != nix::unistd::geteuid().as_raw() && Some(peer) != owner {
+            return Err(AskError::Impostor(peer));
+        }
+        stream.write_all(QUESTION).map_err(unanswered)?;
+        let answer = read_until(&mut stream, start + ANSWER_PATIENCE).map_err(unanswered)?;
+        match answer.as_slice() {
+            b"" => return Err(AskError::Refused),
+            GONE if start.elapsed() < PATIENCE => std::thread::sleep(AGAIN),
+            GONE => return Err(AskError::Dead),
+            report => {
+                return serde_json::from_slice(report).map_err(|error| AskError::Garbled(error.to_string()));
+            }
+        }
+    }
+}
+
+fn name(dev: Dev) -> Vec<u8> {
+    format!("extfuse/{dev}").into_bytes()
+}
+
+fn connect(dev: Dev) -> Result<UnixStream, AskError> {
+    let fd = socket::socket(
+        AddressFamily::Unix,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .map_err(io::Error::from)?;
+    // Before connecting: a full queue would keep us waiting too.
+    let patience = TimeVal::new(PATIENCE.as_secs().cast_signed(), 0);
+    setsockopt(&fd, SendTimeout, &patience).map_err(io::Error::from)?;
+    let address = UnixAddr::new_abstract(&name(dev)).map_err(io::Error::from)?;
+    socket::connect(fd.as_raw_fd(), &address).map_err(|errno| match errno {
+        nix::errno::Errno::ECONNREFUSED => AskError::Dead,
+        nix::errno::Errno::EAGAIN => AskError::Silent,
+        errno => AskError::Io(errno.into()),
+    })?;
+    Ok(fd.into())
+}
+
+fn unanswered(error: io::Error) -> AskError {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => AskError::Silent,
+        // It saw who asks and hung up.
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => AskError::Refused,
+        _ => AskError::Io(error),
+    }
+}
+
+/// Reads to the end of the stream, at most [`ANSWER_MAX`] bytes and until `deadline`.
+fn read_until(stream: &mut UnixStream, deadline: Instant) -> io::Result<Vec<u8>> {
+    let mut answer = Vec::new();
+    let mut part = [0; 16 << 10];
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut part)? {
+            0 => return Ok(answer),
+            length => answer.extend_from_slice(&part[..length]),
+        }
+        if answer.len() as u64 > ANSWER_MAX {
+            return Err(io::Error::other("more than an answer can be"));
+        }
+    }
+}
+
+fn peer_uid(stream: &UnixStream) -> io::Result<u32> {
+    Ok(getsockopt(stream, PeerCredentials)?.uid())
+}
+
+/// Makes the report when somebody asks; none if the mount is gone.
+pub type Reporter = Arc<dyn Fn() -> Option<Report> + Send + Sync>;
+
+/// The daemon's side: a thread that answers until it is dropped.
+pub struct Server {
+    listener: Arc<UnixListener>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("listener", &self.listener)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Listens for the mount with device number `dev`; `owner` and root may ask.
+    pub fn start(dev: Dev, owner: u32, reporter: Reporter) -> io::Result<Self> {
+        let address = SocketAddr::from_abstract_name(name(dev))?;
+        let start = Instant::now();
+        let listener = loop {
+            match UnixListener::bind_addr(&address) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse && start.elapsed() < PATIENCE => {
+                    std::thread::sleep(AGAIN);
+                }
+                bound => break Arc::new(bound?),
+            }
+        };
+        let ours = Arc::clone(&listener);
+        let thread = std::thread::Builder::new()
+            .name("extfuse-control".into())
+            .spawn(move || {
+                // Ends with the error that shutting the listener down gives.
+                while let Ok((mut stream, _)) = ours.accept() {
+                    if let Err(error) = answer(&mut stream, owner, &reporter) {
+                        tracing::debug!("control: {error}");
+                    }
+                }
+            })?;
+        Ok(Self {
+            listener,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = socket::shutdown(self.listener.as_raw_fd(), socket::Shutdown::Both);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// One question, one answer. Strangers get none, and cannot keep the thread waiting.
+fn answer(stream: &mut UnixStream, owner: u32, reporter: &Reporter) -> io::Result<()> {
+    let peer = peer_uid(stream)?;
+    if peer != 0 && peer != owner {
+        return Ok(());
+    }
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let deadline = Instant::now() + PATIENCE;
+    let mut question = [0; QUESTION_MAX];
+    let mut length = 0;
+    while length < QUESTION_MAX && !question[..length].contains(&b'\n') {
+        let left = deadline.saturating_duration_since(Instant::now());
+        stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+        match stream.read(&mut question[length..])? {
+            0 => break,
+            more => length += more,
+        }
+        if Instant::now() >= deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+    }
+    if &question[..length] == QUESTION {
+        match reporter() {
+            Some(report) => stream.write_all(&serde_json::to_vec(&report)?)?,
+            None => stream.write_all(GONE)?,
+        }
+    } else {
+        stream.write_all(br#"{"error":"unknown question"}"#)?;
+    }
+    stream.shutdown(Shutdown::Both)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        let lookups = Requests {
+            upcalls: 7,
+            errors: Some(1),
+            ..Requests::default()
+        };
+        Report {
+            source: "/src".into(),
+            mountpoint: "/mnt".into(),
+            mode: Mode::Stock,
+            dev: "0:45".into(),
+            pid: 1,
+            threads: 2,
+            uptime: 1.5,
+            program: None,
+            opcodes: [("LOOKUP".into(), lookups)].into(),
+            maps: None,
+            warnings: vec![],
+        }
+    }
+
+    fn reporter() -> Reporter {
+        Arc::new(|| Some(report()))
+    }
+
+    /// A device number that no mount has: FUSE's major is 0.
+    fn dev(minor: u32) -> Dev {
+        Dev {
+            major: std::process::id(),
+            minor,
+        }
+    }
+
+    fn uid() -> u32 {
+        nix::unistd::geteuid().as_raw()
+    }
+
+    #[test]
+    fn the_owner_gets_the_report_again_and_again() {
+        let _server = Server::start(dev(1), uid(), reporter()).unwrap();
+        for _ in 0..3 {
+            assert_eq!(ask(dev(1), None).unwrap(), report());
+        }
+    }
+
+    #[test]
+    fn nobody_listening_is_a_dead_daemon() {
+        drop(Server::start(dev(2), uid(), reporter()).unwrap());
+        assert!(matches!(ask(dev(2), None), Err(AskError::Dead)));
+    }
+
+    #[test]
+    fn a_daemon_whose_mount_is_gone_makes_way_for_the_next() {
+        let last = Server::start(dev(6), uid(), Arc::new(|| None)).unwrap();
+        let next = std::thread::spawn(|| Server::start(dev(6), uid(), reporter()).unwrap());
+        let asked = std::thread::spawn(|| ask(dev(6), None));
+        std::thread::sleep(5 * AGAIN);
+        drop(last);
+        let _next = next.join().unwrap();
+        // Between the two nobody listens.
+        let answer = asked.join().unwrap();
+        assert!(matches!(answer, Ok(_) | Err(AskError::Dead)), "{answer:?}");
+        assert_eq!(ask(dev(6), None).unwrap(), report());
+    }
+
+    #[test]
+    fn one_who_says_nothing_holds_nobody_up_for_long() {
+        let _server = Server::start(dev(3), uid(), reporter()).unwrap();
+        let silent = connect(dev(3)).unwrap();
+        let start = Instant::now();
+        while ask(dev(3), None).is_err() {
+            assert!(start.elapsed() < 5 * PATIENCE);
+        }
+        drop(silent);
+    }
+
+    #[test]
+    fn a_listener_that_does_not_answer_is_given_up() {
+        let address = SocketAddr::from_abstract_name(name(dev(4))).unwrap();
+        let _listener = UnixListener::bind_addr(&address).unwrap();
+        let start = Instant::now();
+        assert!(matches!(ask(dev(4), None), Err(AskError::Silent)));
+        assert!(start.elapsed() < 2 * ANSWER_PATIENCE);
+    }
+
+    #[test]
+    fn other_questions_and_endless_ones_are_not_answered_with_a_report() {
+        let _server = Server::start(dev(5), uid(), reporter()).unwrap();
+        for question in [&b"what\n"[..], &[b'x'; 1000]] {
+            let mut stream = connect(dev(5)).unwrap();
+            let _ = stream.write_all(question);
+            let mut answer = String::new();
+            let _ = stream.read_to_string(&mut answer);
+            assert!(!answer.contains("source"), "{answer}");
+        }
+    }
+}

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Programs, maps and the cache protocol.
+
+pub mod cache;
+pub mod context;
+pub mod maps;
+pub mod row;
+pub mod stamps;
+pub mod tables;
+
+pub use cache::{Cache, Key, Snapshot, Validity};
+pub use context::{Capacity, Context};
+pub use maps::Maps;
+pub use stamps::Stamps;

@@ -1,0 +1,366 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The programs of one connection: loading, attaching, replacing.
+
+use std::fmt;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Once;
+
+use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
+use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, PrintLevel};
+
+use super::maps::Maps;
+use crate::abi::skeleton::{ExtfuseSkel, ExtfuseSkelBuilder, OpenExtfuseSkel};
+use crate::abi::{self, Miss};
+use crate::sys::bpf::{set_program, update_struct_ops};
+
+/// Where the running kernel shows the types of the module.
+const MODULE_BTF: &str = "/sys/kernel/btf/extfuse";
+
+/// Programs of these names answer requests, or see replies, of the opcode in the rest of the name.
+const REQUEST_PREFIX: &str = "handle_";
+const REPLY_PREFIX: &str = "reply_";
+
+/// Why programs could not be loaded or attached.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Not privileged.
+    #[error("loading eBPF programs needs CAP_BPF and CAP_PERFMON, or root")]
+    Privilege(#[source] libbpf_rs::Error),
+    /// The module is not loaded, or has no type information.
+    #[error("the kernel does not know the types of extfuse ({MODULE_BTF}): load extfuse.ko, built with BTF")]
+    NoModule(#[source] libbpf_rs::Error),
+    /// The verifier or libbpf refused.
+    #[error("the eBPF programs cannot be loaded: {0:#} (the reasons are logged at level debug)")]
+    Load(libbpf_rs::Error),
+    /// There are programs on this connection already.
+    #[error("programs are attached to this connection already")]
+    Busy(#[source] libbpf_rs::Error),
+    /// The connection is unmounted, aborted, or was never set up.
+    #[error("the connection is gone")]
+    Gone(#[source] libbpf_rs::Error),
+    /// The kernel has taken the programs off; [`detach`](Context::detach), then
+    /// [`replace`](Context::replace) puts on new ones.
+    #[error("the programs were ejected")]
+    Ejected(#[source] libbpf_rs::Error),
+    /// Anything else from a map, link or program.
+    #[error("eBPF: {0:#}")]
+    Bpf(#[from] libbpf_rs::Error),
+    /// A descriptor could not be duplicated, or the maps are not those of this program.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// A handler whose name is not that of an opcode.
+    #[error("the eBPF program {0} is for no opcode that there is")]
+    Handler(String),
+}
+
+/// How many rows the maps hold. The kernel allocates them at once (an entry takes about 400 bytes,
+/// attributes about 200), and evicts the least recently used when they are full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Rows of `entry_map`.
+    pub entries: u32,
+    /// Rows of `attr_map`.
+    pub attrs: u32,
+}
+
+impl Default for Capacity {
+    fn default() -> Self {
+        Self {
+            entries: 65536,
+            attrs: 65536,
+        }
+    }
+}
+
+/// How full the maps are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fill {
+    /// Rows of `entry_map`, stale ones included.
+    pub entries: u64,
+    /// Rows of `attr_map`, stale ones included.
+    pub attrs: u64,
+    /// How many there can be.
+    pub capacity: Capacity,
+}
+
+/// The requests of one opcode that a handler did not answer, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Misses {
+    /// No row.
+    pub absent: u64,
+    /// A row that was being replaced, or of another name.
+    pub torn: u64,
+    /// Something changed since the row was published.
+    pub stale: u64,
+    /// Its time was over.
+    pub expired: u64,
+}
+
+/// What belongs to one load of the programs and goes with it.
+struct Programs {
+    request: OwnedFd,
+    handlers: MapHandle,
+    /// Not used, but open: the kernel empties a PROG_ARRAY with its last descriptor.
+    _reply_handlers: MapHandle,
+    opcodes: u64,
+    replies: u64,
+}
+
+/// The maps that outlive a replacement of the programs.
+struct Rows {
+    entries: MapHandle,
+    attrs: MapHandle,
+    misses: MapHandle,
+}
+
+/// The eBPF context of a connection: the program that is loaded, the maps that were created, and
+/// the link that attaches them. Dropping it detaches.
+pub struct Context {
+    conn: u64,
+    rows: Rows,
+    programs: Programs,
+    link: Option<Link>,
+}
+
+impl Context {
+    /// Loads the programs with maps of that capacity and attaches them to the connection of
+    /// that id ([`abi::Setup::conn`]).
+    ///
+    /// # Errors
+    ///
+    /// [`Error`] says what is missing.
+    pub fn attach(conn: u64, capacity: Capacity) -> Result<Self, Error> {
+        let mut storage = MaybeUninit::uninit();
+        let mut open = open(&mut storage)?;
+        open.maps.entry_map.set_max_entries(capacity.entries)?;
+        open.maps.attr_map.set_max_entries(capacity.attrs)?;
+        let (mut skeleton, programs) = load(open, conn)?;
+        let rows = Rows {
+            entries: MapHandle::try_from(&skeleton.maps.entry_map)?,
+            attrs: MapHandle::try_from(&skeleton.maps.attr_map)?,
+            misses: MapHandle::try_from(&skeleton.maps.misses)?,
+        };
+        let link = skeleton.maps.extfuse.attach_struct_ops().map_err(attach_error)?;
+        Ok(Self {
+            conn,
+            rows,
+            programs,
+            link: Some(link),
+        })
+    }
+
+    /// Loads the programs anew and puts them in the place of those that are attached, without a
+    /// moment in which none are; attaches them if none are. The rows stay.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]; what was attached stays attached.
+    pub fn replace(&mut self) -> Result<(), Error> {
+        let mut storage = MaybeUninit::uninit();
+        let mut open = open(&mut storage)?;
+        open.maps.entry_map.reuse_fd(self.rows.entries.as_fd())?;
+        open.maps.attr_map.reuse_fd(self.rows.attrs.as_fd())?;
+        open.maps.misses.reuse_fd(self.rows.misses.as_fd())?;
+        let (mut skeleton, programs) = load(open, self.conn)?;
+        match &mut self.link {
+            Some(link) => {
+                update_struct_ops(link, &skeleton.maps.extfuse)
+                    .map_err(|error| attach_error(error.into()))?;
+            }
+            None => {
+                self.link = Some(skeleton.maps.extfuse.attach_struct_ops().map_err(attach_error)?);
+            }
+        }
+        self.programs = programs;
+        Ok(())
+    }
+
+    /// Detaches the programs: the daemon is asked everything. The rows stay.
+    pub fn detach(&mut self) {
+        self.link = None;
+    }
+
+    /// Whether programs were attached and not [detached](Self::detach) here. The kernel may have
+    /// taken them off since: [`Device::status`](crate::sys::device::Device::status) says.
+    #[must_use]
+    pub fn is_attached(&self) -> bool {
+        self.link.is_some()
+    }
+
+    /// The program that every request with a handler goes through.
+    #[must_use]
+    pub fn program_fd(&self) -> BorrowedFd<'_> {
+        self.programs.request.as_fd()
+    }
+
+    /// The maps: `entry_map`, `attr_map`, and the handlers by opcode.
+    #[must_use]
+    pub fn map_fds(&self) -> [BorrowedFd<'_>; 3] {
+        [
+            self.rows.entries.as_fd(),
+            self.rows.attrs.as_fd(),
+            self.programs.handlers.as_fd(),
+        ]
+    }
+
+    /// The names of [`map_fds`](Self::map_fds).
+    pub const MAP_NAMES: [&'static str; 3] = ["entry_map", "attr_map", "handlers"];
+
+    /// Bitmaps of the opcodes that have a handler of requests, and of replies.
+    #[must_use]
+    pub fn opcodes(&self) -> (u64, u64) {
+        (self.programs.opcodes, self.programs.replies)
+    }
+
+    /// The maps for a [`Cache`](super::Cache) to publish to.
+    ///
+    /// # Errors
+    ///
+    /// If their descriptors cannot be duplicated.
+    pub fn maps(&self) -> Result<Maps, Error> {
+        Ok(Maps::new(
+            MapHandle::try_from(&self.rows.entries)?,
+            MapHandle::try_from(&self.rows.attrs)?,
+        )?)
+    }
+
+    /// How full the maps are. Takes a system call a row.
+    #[must_use]
+    pub fn fill(&self) -> Fill {
+        // Walking a map that changes may start over: no more than fit are counted.
+        let used = |map: &MapHandle| map.keys().take(map.max_entries() as usize).count() as u64;
+        Fill {
+            entries: used(&self.rows.entries),
+            attrs: used(&self.rows.attrs),
+            capacity: Capacity {
+                entries: self.rows.entries.max_entries(),
+                attrs: self.rows.attrs.max_entries(),
+            },
+        }
+    }
+
+    /// What handlers did not answer, by opcode, summed over the CPUs.
+    ///
+    /// # Errors
+    ///
+    /// As the kernel gives them.
+    pub fn misses(&self) -> Result<[Misses; abi::OPCODES], Error> {
+        let mut misses = [Misses::default(); abi::OPCODES];
+        for (opcode, misses) in (0..).zip(&mut misses) {
+            misses.absent = self.missed(opcode, Miss::EXTFUSE_MISS_ABSENT)?;
+            misses.torn = self.missed(opcode, Miss::EXTFUSE_MISS_TORN)?;
+            misses.stale = self.missed(opcode, Miss::EXTFUSE_MISS_STALE)?;
+            misses.expired = self.missed(opcode, Miss::EXTFUSE_MISS_EXPIRED)?;
+        }
+        Ok(misses)
+    }
+
+    fn missed(&self, opcode: u32, reason: Miss) -> Result<u64, Error> {
+        let key = opcode * Miss::EXTFUSE_MISSES.0 + reason.0;
+        let values = self
+            .rows
+            .misses
+            .lookup_percpu(&key.to_ne_bytes(), MapFlags::ANY)?;
+        let value = |bytes: Vec<u8>| bytes.try_into().map_or(0, u64::from_ne_bytes);
+        Ok(values.into_iter().flatten().map(value).sum())
+    }
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The connection's id is a secret: whoever knows it may attach.
+        formatter
+            .debug_struct("Context")
+            .field("attached", &self.is_attached())
+            .field("opcodes", &format_args!("{:#x}", self.programs.opcodes))
+            .field("replies", &format_args!("{:#x}", self.programs.replies))
+            .finish_non_exhaustive()
+    }
+}
+
+fn open(storage: &mut MaybeUninit<libbpf_rs::OpenObject>) -> Result<OpenExtfuseSkel<'_>, Error> {
+    static LOG: Once = Once::new();
+    LOG.call_once(|| {
+        libbpf_rs::set_print(Some((PrintLevel::Info, |_, message| {
+            tracing::debug!(target: "libbpf", "{}", message.trim_end());
+        })));
+    });
+    Ok(ExtfuseSkelBuilder::default().open(storage)?)
+}
+
+/// Loads the programs for the connection and puts the handlers into their arrays.
+fn load(mut open: OpenExtfuseSkel<'_>, conn: u64) -> Result<(ExtfuseSkel<'_>, Programs), Error> {
+    let mut handlers = Vec::new();
+    let mut reply_handlers = Vec::new();
+    for program in open.open_object().progs() {
+        let name = program.name().to_string_lossy();
+        let (opcode, list) = if let Some(opcode) = name.strip_prefix(REQUEST_PREFIX) {
+            (opcode, &mut handlers)
+        } else if let Some(opcode) = name.strip_prefix(REPLY_PREFIX) {
+            (opcode, &mut reply_handlers)
+        } else {
+            continue;
+        };
+        let opcode = abi::opcode_of(opcode).ok_or_else(|| Error::Handler(name.to_string()))?;
+        list.push((opcode, name.into_owned()));
+    }
+    let bitmap = |list: &[(u32, String)]| list.iter().fold(0, |bits, (opcode, _)| bits | 1_u64 << opcode);
+    let (opcodes, replies) = (bitmap(&handlers), bitmap(&reply_handlers));
+
+    let ops = open.struct_ops.extfuse_mut();
+    ops.conn = conn;
+    ops.opcodes = opcodes;
+    ops.replies = replies;
+
+    let skeleton = open.load().map_err(load_error)?;
+    fill(&skeleton, &skeleton.maps.handlers, &handlers)?;
+    fill(&skeleton, &skeleton.maps.reply_handlers, &reply_handlers)?;
+    let programs = Programs {
+        request: skeleton.progs.extfuse_request.as_fd().try_clone_to_owned()?,
+        handlers: MapHandle::try_from(&skeleton.maps.handlers)?,
+        _reply_handlers: MapHandle::try_from(&skeleton.maps.reply_handlers)?,
+        opcodes,
+        replies,
+    };
+    Ok((skeleton, programs))
+}
+
+fn fill(skeleton: &ExtfuseSkel<'_>, array: &impl MapCore, programs: &[(u32, String)]) -> Result<(), Error> {
+    for (opcode, name) in programs {
+        let program = skeleton
+            .object()
+            .progs()
+            .find(|program| program.name() == name.as_str());
+        let program = program.ok_or_else(|| Error::Handler(name.clone()))?;
+        set_program(array, *opcode, program.as_fd())?;
+    }
+    Ok(())
+}
+
+fn load_error(error: libbpf_rs::Error) -> Error {
+    match errno(&error) {
+        Some(libc::EPERM) => Error::Privilege(error),
+        _ if !Path::new(MODULE_BTF).exists() => Error::NoModule(error),
+        _ => Error::Load(error),
+    }
+}
+
+fn attach_error(error: libbpf_rs::Error) -> Error {
+    match errno(&error) {
+        Some(libc::EPERM) => Error::Privilege(error),
+        Some(libc::EBUSY) => Error::Busy(error),
+        Some(libc::ENOENT | libc::ENOTCONN) => Error::Gone(error),
+        Some(libc::ENOLINK) => Error::Ejected(error),
+        _ => Error::Bpf(error),
+    }
+}
+
+/// The errno, which libbpf-rs shows in its messages but does not give away.
+fn errno(error: &libbpf_rs::Error) -> Option<i32> {
+    let message = format!("{error:#}");
+    let (_, rest) = message.rsplit_once("(os error ")?;
+    rest.split(')').next()?.parse().ok()
+}

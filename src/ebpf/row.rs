@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The rows of `entry_map` and `attr_map`, and what they prove about themselves.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fuser::{FileAttr, FileType};
+use nix::time::{ClockId, clock_gettime};
+use siphasher::sip::SipHasher24;
+
+use crate::abi::{self, Attr, AttrRow, EntryKey, EntryRow, NodeId, Wire};
+
+/// How long a published row may be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Validity {
+    /// Until a change is announced.
+    UntilChanged,
+    /// Until a change is announced, and this long at most.
+    For(Duration),
+}
+
+impl Validity {
+    /// The row's `expires`.
+    #[must_use]
+    pub fn expires(self) -> u64 {
+        match self {
+            Self::UntilChanged => abi::NEVER,
+            Self::For(duration) => boot_time_after(duration),
+        }
+    }
+}
+
+/// ns since boot, suspended time included.
+#[must_use]
+pub fn boot_time() -> u64 {
+    boot_time_after(Duration::ZERO)
+}
+
+/// [`boot_time`] when `duration` has passed; [`abi::NEVER`] if that is past its end.
+#[must_use]
+pub fn boot_time_after(duration: Duration) -> u64 {
+    // The clock is there since Linux 2.6.39. Were it not, 0 would be in the past: a miss.
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
+    u64::try_from(now.saturating_add(duration).as_nanos()).unwrap_or(abi::NEVER)
+}
+
+/// SipHash-2-4 of a name under a connection's key, as the kernel's siphash() computes it.
+#[must_use]
+pub fn name_hash(key: [u64; 2], name: &[u8]) -> u64 {
+    SipHasher24::new_with_keys(key[0], key[1]).hash(name)
+}
+
+fn mix(hash: u64, word: u64) -> u64 {
+    hash.wrapping_mul(abi::HASH_MULTIPLIER).wrapping_add(word)
+}
+
+/// The check word of an entry row (`extfuse_entry_check`).
+#[must_use]
+pub fn entry_check(key: &EntryKey, row: &EntryRow) -> u64 {
+    [
+        key.parent,
+        key.hash,
+        row.nodeid,
+        row.generation,
+        row.stamp,
+        row.expires,
+        row.name_len,
+    ]
+    .into_iter()
+    .fold(abi::MIX_SEED, mix)
+}
+
+/// The check word of an attribute row (`extfuse_attr_check`).
+#[must_use]
+pub fn attr_check(nodeid: NodeId, row: &AttrRow) -> u64 {
+    let head = [nodeid.0, row.stamp, row.expires, row.flags].into_iter();
+    let words = row
+        .attr
+        .bytes()
+        .chunks_exact(8)
+        .map(|word| u64::from_ne_bytes(word.try_into().expect("8 bytes")));
+    head.chain(words).fold(abi::MIX_SEED, mix)
+}
+
+/// The row for a name: what it stands for is `nodeid`, or nothing.
+///
+/// `None` if the name is one that FUSE cannot have asked for.
+#[must_use]
+pub fn entry_row(
+    key: &EntryKey,
+    name: &[u8],
+    node: Option<(NodeId, u64)>,
+    stamp: u64,
+    expires: u64,
+) -> Option<EntryRow> {
+    if name.is_empty() || name.len() > abi::NAME_MAX {
+        return None;
+    }
+    let (nodeid, generation) = node.map_or((0, 0), |(nodeid, generation)| (nodeid.0, generation));
+    let mut row = EntryRow {
+        nodeid,
+        generation,
+        stamp,
+        expires,
+        name_len: name.len() as u64,
+        ..EntryRow::default()
+    };
+    row.name[..name.len()].copy_from_slice(name);
+    row.check = entry_check(key, &row);
+    Some(row)
+}
+
+/// The row for the attributes of a node.
+#[must_use]
+pub fn attr_row(nodeid: NodeId, attr: &FileAttr, passthrough: bool, stamp: u64, expires: u64) -> AttrRow {
+    let flags = if passthrough { abi::ATTR_PASSTHRU } else { 0 };
+    let mut row = AttrRow {
+        stamp,
+        expires,
+        flags,
+        attr: wire_attr(attr),
+        ..AttrRow::default()
+    };
+    row.check = attr_check(nodeid, &row);
+    row
+}
+
+/// The attributes as the protocol sends them; the same bytes as fuser's replies.
+#[must_use]
+pub fn wire_attr(attr: &FileAttr) -> Attr {
+    let (atime, atimensec) = wire_time(attr.atime);
+    let (mtime, mtimensec) = wire_time(attr.mtime);
+    let (ctime, ctimensec) = wire_time(attr.ctime);
+    Attr {
+        ino: attr.ino.0,
+        size: attr.size,
+        blocks: attr.blocks,
+        atime,
+        mtime,
+        ctime,
+        atimensec,
+        mtimensec,
+        ctimensec,
+        mode: type_bits(attr.kind) | u32::from(attr.perm),
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: attr.rdev,
+        blksize: attr.blksize,
+        // FUSE_ATTR_*; what FileAttr calls flags is macOS's.
+        flags: 0,
+    }
+}
+
+fn type_bits(kind: FileType) -> u32 {
+    match kind {
+        FileType::NamedPipe => libc::S_IFIFO,
+        FileType::CharDevice => libc::S_IFCHR,
+        FileType::BlockDevice => libc::S_IFBLK,
+        FileType::Directory => libc::S_IFDIR,
+        FileType::RegularFile => libc::S_IFREG,
+        FileType::Symlink => libc::S_IFLNK,
+        FileType::Socket => libc::S_IFSOCK,
+    }
+}
+
+/// Seconds, in two's complement before 1970, and the nanoseconds that come on top of them.
+fn wire_time(time: SystemTime) -> (u64, u32) {
+    const SECOND: u32 = 1_000_000_000;
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => (since.as_secs(), since.subsec_nanos()),
+        Err(error) => {
+            let before = error.duration();
+            match before.subsec_nanos() {
+                0 => (before.as_secs().wrapping_neg(), 0),
+                nanos => (!before.as_secs(), SECOND - nanos),
+            }
+        }
+    }
+}

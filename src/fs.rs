@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The file systems.
+
+pub mod stack;
+pub mod upcalls;
+
+pub use stack::{Stack, StackError, StackOptions};
+pub use upcalls::Upcalls;

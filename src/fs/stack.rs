@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A directory served through FUSE.
+//!
+//! Every inode that the kernel knows is held open by an `O_PATH` descriptor (`table.rs`), and every operation
+//! is done on that descriptor or on one name below it: a rename, in the mount or behind it, cannot lead an
+//! operation astray. The operations themselves know nothing of FUSE's wire format and can be tested without
+//! it; `fuse.rs` is the adapter.
+//!
+//! Who checks what: permissions are the kernel's business. Stack insists on POSIX ACLs at INIT, which imply
+//! `default_permissions`; so no request arrives that the caller has no right to, and ACCESS never does.
+//! The daemon acts as root, but creates in the caller's name ([`creds`](crate::sys::creds)). The
+//! set-user-ID and set-group-ID bits are cleared by the kernel, too: it sends the mode they leave. Doing it
+//! here (`HANDLE_KILLPRIV_V2`) would leave them set after a write that passes through. For the same reason
+//! `O_TRUNC` arrives as a SETATTR after the OPEN, not within it.
+//!
+//! Locks (`flock`, `fcntl`) are the kernel's, and hold among those who use the mount. Descriptors:
+//! one for each inode the kernel remembers; see [`Stack::raise_nofile`].
+//!
+//! Inode numbers are the source's (`inode_number.rs`). fuser can answer LOOKUP only with one number, which has
+//! to be the nodeid; so answers that carry an entry have attributes that are valid for no time at all, and
+//! the kernel asks GETATTR, whose answer has the right one. For the same reason READDIRPLUS is not offered:
+//! its listings would show nodeids.
+
+mod attributes;
+mod data;
+mod directory;
+mod fuse;
+mod handles;
+mod inode_number;
+mod io_mode;
+mod namespace;
+mod table;
+mod xattr;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuser::FileAttr;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::stat::Mode;
+use nix::sys::statfs::{ECRYPTFS_SUPER_MAGIC, FUSE_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC};
+
+use self::data::OpenFile;
+use self::directory::OpenDir;
+use self::handles::Handles;
+use self::inode_number::InodeNumbers;
+use self::table::NodeTable;
+use super::Upcalls;
+use crate::abi::NodeId;
+use crate::ebpf::{Cache, Snapshot, Validity};
+use crate::sys::at;
+
+pub use self::attributes::SetAttr;
+pub use self::data::Opened;
+pub use self::directory::DirEntry;
+pub use self::xattr::XattrReply;
+pub use crate::sys::creds::Caller;
+
+/// How a directory is served.
+#[derive(Clone, Debug)]
+pub struct StackOptions {
+    /// How long the kernel may use a name, or its absence, without asking. 0: not at all.
+    pub entry_timeout: Duration,
+    /// How long the kernel may use attributes without asking. 0: not at all.
+    pub attr_timeout: Duration,
+    /// Keep cached data and listings when a file or directory is opened again; nothing passes through then.
+    pub keep_cache: bool,
+    /// Open regular files with a backing file, if the kernel lets us.
+    pub passthrough: bool,
+    /// Refuse every change.
+    pub read_only: bool,
+    /// Where to publish what was learnt.
+    pub cache: Option<Arc<Cache>>,
+    /// How long what is published is valid.
+    pub validity: Validity,
+}
+
+impl Default for StackOptions {
+    fn default() -> Self {
+        Self {
+            entry_timeout: Duration::ZERO,
+            attr_timeout: Duration::ZERO,
+            keep_cache: false,
+            passthrough: true,
+            read_only: false,
+            cache: None,
+            validity: Validity::UntilChanged,
+        }
+    }
+}
+
+/// Why a directory cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum StackError {
+    /// The source is missing, not a directory, or not ours to open.
+    #[error("cannot open {path} as a directory: {errno}")]
+    Source {
+        /// The source.
+        path: PathBuf,
+        /// What the system said.
+        errno: Errno,
+    },
+    /// Descriptors can be opened again under /proc only.
+    #[error("/proc is not mounted, or hides /proc/self/fd: {errno}")]
+    Proc {
+        /// What the system said.
+        errno: Errno,
+    },
+}
+
+impl StackError {
+    /// The error as a number.
+    #[must_use]
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::Source { errno, .. } | Self::Proc { errno } => *errno,
+        }
+    }
+}
+
+/// An entry for the kernel: it counts as one lookup of `node`.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// The node that the name stands for.
+    pub node: NodeId,
+    /// Its attributes.
+    pub attr: FileAttr,
+}
+
+/// The result of an operation; an error is what the caller of the system call gets.
+pub type Result<T> = std::result::Result<T, Errno>;
+
+/// A directory of this machine as a FUSE file system.
+#[derive(Debug)]
+pub struct Stack {
+    options: StackOptions,
+    nodes: NodeTable,
+    numbers: InodeNumbers,
+    files: Handles<OpenFile>,
+    dirs: Handles<OpenDir>,
+    upcalls: Arc<Upcalls>,
+    /// File systems stacked below and including ours, of which the kernel allows two.
+    depth: u32,
+    /// Whether the connection has passthrough. Until INIT, it has not.
+    passthrough: bool,
+}
+
+impl Stack {
+    /// Serves `source`.
+    ///
+    /// # Errors
+    /// If it cannot be opened as a directory, or if /proc is not there.
+    pub fn new(source: &Path, options: StackOptions) -> std::result::Result<Self, StackError> {
+        let source_error = |errno| StackError::Source {
+            path: source.to_owned(),
+            errno,
+        };
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let root = nix::fcntl::open(source, flags, Mode::empty()).map_err(source_error)?;
+        let stat = at::stat(&root).map_err(source_error)?;
+        at::reopen_node(&root).map_err(|errno| StackError::Proc { errno })?;
+        let kind = nix::sys::statfs::fstatfs(&root)
+            .map_err(source_error)?
+            .filesystem_type();
+        let stacked = [OVERLAYFS_SUPER_MAGIC, FUSE_SUPER_MAGIC, ECRYPTFS_SUPER_MAGIC].contains(&kind);
+        Ok(Self {
+            options,
+            nodes: NodeTable::new(root, &stat).map_err(source_error)?,
+            numbers: InodeNumbers::new(stat.dev),
+            files: Handles::default(),
+            dirs: Handles::default(),
+            upcalls: Arc::default(),
+            depth: if stacked { 2 } else { 1 },
+            passthrough: false,
+        })
+    }
+
+    /// Raises the limit of open descriptors as far as it goes, and tells how far that is. Every inode
+    /// that the kernel remembers takes one, and its memory is large.
+    ///
+    /// # Errors
+    /// If the limits cannot be read or set.
+    pub fn raise_nofile() -> Result<u64> {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        let ceiling = std::fs::read_to_string("/proc/sys/fs/nr_open")
+            .ok()
+            .and_then(|n| n.trim().parse().ok());
+        let most = hard.max(ceiling.unwrap_or(hard));
+        // Beyond the hard limit needs privilege; up to it does not.
+        if setrlimit(Resource::RLIMIT_NOFILE, most, most).is_ok() {
+            return Ok(most);
+        }
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        Ok(hard)
+    }
+
+    /// How many requests came up, by opcode. The counts go on when the file system itself is moved into a
+    /// session.
+    #[must_use]
+    pub fn upcalls(&self) -> Arc<Upcalls> {
+        Arc::clone(&self.upcalls)
+    }
+
+    /// How many inodes the kernel knows, the root included.
+    #[must_use]
+    pub fn nodes(&self) -> usize {
+        self.nodes.len()
+    }
+
+    fn writable(&self) -> Result<()> {
+        if self.options.read_only {
+            Err(Errno::EROFS)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// To be called before the truth is asked, if the answer may be published.
+    fn snapshot(&self) -> Option<(&Cache, Snapshot)> {
+        self.options
+            .cache
+            .as_deref()
+            .map(|cache| (cache, cache.snapshot()))
+    }
+}

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! FUSE file systems whose lookups, stats and reads are answered in the kernel.
+//!
+//! The parts, and which may use which: `fs` (the file systems) → [`ebpf`] (programs, maps and the
+//! cache protocol) → [`sys`] (system calls and ioctls) → [`abi`] (the numbers that all parties share).
+
+pub mod abi;
+pub mod control;
+pub mod ebpf;
+pub mod fs;
+pub mod session;
+mod sync;
+pub mod sys;

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a session tells about itself.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::handlers::Handlers;
+use crate::abi;
+use crate::control::{Mode, Report, Requests};
+use crate::fs::Upcalls;
+use crate::sys::mount::Flavor;
+use crate::sys::mountinfo::MountId;
+
+/// What is known of a session while it is served.
+#[derive(Debug)]
+pub(super) struct Facts {
+    pub source: PathBuf,
+    pub mountpoint: PathBuf,
+    pub flavor: Flavor,
+    pub mount: MountId,
+    pub owner: u32,
+    pub threads: usize,
+    pub started: Instant,
+    pub upcalls: Arc<Upcalls>,
+    pub handlers: Option<Handlers>,
+    pub warnings: Vec<String>,
+}
+
+impl Facts {
+    pub fn report(&self) -> Report {
+        let counted = self.handlers.as_ref().map_or_else(Vec::new, Handlers::requests);
+        let mut opcodes = BTreeMap::new();
+        let errors = self.upcalls.errors();
+        for (opcode, upcalls) in self.upcalls.snapshot().into_iter().enumerate() {
+            let mut row = match counted.get(opcode) {
+                // What the module does not see as a request (INIT) the daemon has counted.
+                Some(row) if row.requests == Some(0) => Requests { upcalls, ..*row },
+                Some(row) => *row,
+                None => Requests {
+                    upcalls,
+                    ..Requests::default()
+                },
+            };
+            row.errors = errors.get(opcode).copied();
+            if row.upcalls > 0 || row.requests.is_some_and(|requests| requests > 0) {
+                let name = u32::try_from(opcode).ok().and_then(abi::opcode_name);
+                opcodes.insert(name.map_or_else(|| opcode.to_string(), str::to_owned), row);
+            }
+        }
+        Report {
+            source: self.source.to_string_lossy().into_owned(),
+            mountpoint: self.mountpoint.to_string_lossy().into_owned(),
+            mode: match self.flavor {
+                Flavor::Stock => Mode::Stock,
+                Flavor::Extfuse => Mode::Extfuse,
+            },
+            dev: self.mount.dev.to_string(),
+            pid: std::process::id(),
+            threads: self.threads,
+            uptime: self.started.elapsed().as_secs_f64(),
+            program: self.handlers.as_ref().and_then(Handlers::program),
+            opcodes,
+            maps: self.handlers.as_ref().map(Handlers::maps),
+            warnings: self.warnings.clone(),
+        }
+    }
+}

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Raw system calls and ioctls: the only `unsafe` beside the skeleton.
+
+pub mod at;
+pub mod bpf;
+pub mod creds;
+pub mod device;
+pub mod inode_flags;
+pub mod kernel;
+pub mod mount;
+pub mod mountinfo;
+pub mod process;
+pub mod xattr;

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * A program set that does what the test says, mostly wrong things.
+ */
+#include "../../bpf/types.h"
+
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+
+#include "../../include/extfuse.h"
+
+char LICENSE[] SEC("license") = "GPL";
+
+extern int bpf_extfuse_read_args(struct extfuse_ctx *ctx, __u32 which, void *dst, __u32 dst__sz) __ksym;
+extern int bpf_extfuse_write_args(struct extfuse_ctx *ctx, __u32 which, void *src, __u32 src__sz) __ksym;
+extern __u64 bpf_extfuse_name_key(struct extfuse_ctx *ctx, __u32 which) __ksym;
+extern int bpf_extfuse_name_is(struct extfuse_ctx *ctx, __u32 which, void *name, __u32 name__sz,
+			       __u32 len) __ksym;
+extern int bpf_extfuse_current(struct extfuse_ctx *ctx, __u32 slot, __u64 stamp) __ksym;
+extern void bpf_extfuse_set_cookie(struct extfuse_ctx *ctx, __u64 cookie) __ksym;
+extern void bpf_extfuse_enosys(struct extfuse_ctx *ctx) __ksym;
+
+/* What `request` does for opcode `target`; set by the test at any time. */
+__u32 target;
+int verdict = EXTFUSE_UPCALL;
+__u32 write_size; /* of `answer`, to out argument 0; 0: nothing is written */
+__u32 answer_by_name; /* only for a LOOKUP of `name` */
+__u8 name[256];
+__u32 name_len;
+__u8 answer[256];
+__u32 wrong_reads; /* read arguments that are not there */
+__u32 say_enosys;
+
+/* What was seen. */
+__u64 requests;
+__u64 replies;
+__u64 cookies_wrong;
+__u64 errors_seen;
+__u64 reply_size;
+__u64 reply_bytes;
+__u64 forgets, inval_inodes, inval_entries, deletes, stores;
+struct extfuse_ctx last;
+struct extfuse_ctx last_event;
+
+static __u8 scratch[256];
+
+/* Word by word: the verifier takes no access that spans members. */
+static __always_inline void copy_ctx(struct extfuse_ctx *to, struct extfuse_ctx *c)
+{
+#define COPY(member) (to->member = *(volatile typeof(to->member) *)&c->member)
+	COPY(opcode);
+	COPY(flags);
+	COPY(nodeid);
+	COPY(node2);
+	COPY(node3);
+	COPY(snapshot);
+	COPY(cookie);
+	COPY(uid);
+	COPY(gid);
+	COPY(pid);
+	COPY(error);
+	COPY(in_numargs);
+	COPY(out_numargs);
+	COPY(in_size[0]);
+	COPY(in_size[1]);
+	COPY(in_size[2]);
+	COPY(out_size[0]);
+	COPY(out_size[1]);
+	COPY(reserved);
+#undef COPY
+}
+
+SEC("struct_ops/request")
+int BPF_PROG(request, struct extfuse_ctx *c)
+{
+	__u64 size = write_size; /* 64 bits, for the verifier to follow */
+
+	if (c->opcode != target || size > sizeof(answer))
+		return EXTFUSE_UPCALL;
+	if (answer_by_name && !bpf_extfuse_name_is(c, 0, name, sizeof(name), name_len))
+		return EXTFUSE_UPCALL;
+	__sync_fetch_and_add(&requests, 1);
+	copy_ctx(&last, c);
+	bpf_extfuse_set_cookie(c, c->nodeid ^ 0x5eed);
+	if (wrong_reads) {
+		bpf_extfuse_read_args(c, 9, scratch, sizeof(scratch));
+		bpf_extfuse_read_args(c, EXTFUSE_OUT + 9, scratch, sizeof(scratch));
+		bpf_extfuse_write_args(c, 7, scratch, sizeof(scratch));
+		bpf_extfuse_name_key(c, 5);
+		bpf_extfuse_current(c, 1U << 31, ~0ULL);
+	}
+	if (size)
+		bpf_extfuse_write_args(c, 0, answer, size);
+	if (say_enosys)
+		bpf_extfuse_enosys(c);
+	return verdict;
+}
+
+SEC("struct_ops/reply")
+int BPF_PROG(reply, struct extfuse_ctx *c)
+{
+	int size;
+
+	if (c->opcode != target)
+		return 0;
+	__sync_fetch_and_add(&replies, 1);
+	if (c->cookie != (c->nodeid ^ 0x5eed))
+		__sync_fetch_and_add(&cookies_wrong, 1);
+	if (c->error)
+		__sync_fetch_and_add(&errors_seen, 1);
+	size = bpf_extfuse_read_args(c, EXTFUSE_OUT, scratch, sizeof(scratch));
+	reply_size = size;
+	reply_bytes = *(__u64 *)scratch;
+	return 0;
+}
+
+SEC("struct_ops/event")
+int BPF_PROG(event, struct extfuse_ctx *c)
+{
+	copy_ctx(&last_event, c);
+	switch (c->opcode) {
+	case FUSE_FORGET:
+		__sync_fetch_and_add(&forgets, 1);
+		break;
+	case EXTFUSE_EVENT_INVAL_INODE:
+		__sync_fetch_and_add(&inval_inodes, 1);
+		break;
+	case EXTFUSE_EVENT_INVAL_ENTRY:
+		__sync_fetch_and_add(&inval_entries, 1);
+		break;
+	case EXTFUSE_EVENT_DELETE:
+		__sync_fetch_and_add(&deletes, 1);
+		break;
+	case EXTFUSE_EVENT_STORE:
+		__sync_fetch_and_add(&stores, 1);
+		break;
+	}
+	return 0;
+}
+
+SEC(".struct_ops.link")
+struct extfuse_ops hostile = {
+	.request = (void *)request,
+	.reply = (void *)reply,
+	.event = (void *)event,
+	.name = "hostile",
+};
+
+/* The same programs under another name, to replace the first with. */
+SEC(".struct_ops.link")
+struct extfuse_ops second = {
+	.request = (void *)request,
+	.reply = (void *)reply,
+	.name = "second",
+};
