@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The tables of the benchmark.
+
+#[path = "../benches/calls/report.rs"]
+mod report;
+
+use report::{Row, aims, columns, counted, grouped, json, markdown, text, value};
+
+fn row(case: &str, variant: &str, metric: &str, value: f64) -> Row {
+    let unit = format!("{metric}/call");
+    let [case, variant, metric] = [case, variant, metric].map(String::from);
+    Row {
+        suite: "meta".into(),
+        case,
+        variant,
+        metric,
+        unit,
+        value,
+    }
+}
+
+fn rows() -> Vec<Row> {
+    vec![
+        row("stat", "native", "instructions", 4295.0),
+        row("stat", "native", "upcalls", 0.0),
+        row("stat", "handlers", "instructions", 8009.0),
+        row("stat", "handlers", "upcalls", 0.333),
+        row("missing", "handlers", "instructions", 1_234_567.0),
+        row("missing", "handlers", "upcalls", 2.0),
+    ]
+}
+
+#[test]
+fn numbers_are_grouped_by_thousands() {
+    assert_eq!(
+        [0.0, 7.0, 999.4, 1000.0, 30564.2, 1_234_567.0].map(grouped),
+        ["0", "7", "999", "1 000", "30 564", "1 234 567"]
+    );
+    assert_eq!(grouped(-1234.0), "-1 234");
+}
+
+#[test]
+fn upcalls_show_digits_only_where_there_are_any() {
+    assert_eq!([0.0, 2.0, 1.999, 0.333].map(counted), ["0", "2", "2", "0.33"]);
+}
+
+#[test]
+fn json_has_one_row_a_line_and_comes_back_the_same() {
+    let written = json(&rows()).unwrap();
+    assert_eq!(written.lines().count(), rows().len() + 2);
+    let first = r#"{"suite":"meta","case":"stat","variant":"native","metric":"instructions","unit":"instructions/call","value":4295.0},"#;
+    assert_eq!(written.lines().nth(1), Some(first));
+    assert_eq!(serde_json::from_str::<Vec<Row>>(&written).unwrap(), rows());
+}
+
+#[test]
+fn tables_align_and_show_what_was_not_measured() {
+    assert_eq!(
+        text(&rows()),
+        "meta        native       handlers\n\
+         ---------------------------------\n\
+         stat     4 295 (0)   8 009 (0.33)\n\
+         missing          -  1 234 567 (2)\n\n"
+    );
+    assert_eq!(
+        markdown(&rows()),
+        "| meta | native | handlers |\n|---|--:|--:|\n| stat | 4 295 (0) | 8 009 (0.33) |\n\
+         | missing | - | 1 234 567 (2) |\n\n"
+    );
+}
+
+#[test]
+fn paint_gets_padded_cells() {
+    let table = [vec!["a".to_string(), "1".into()], vec!["bc".into(), "234".into()]];
+    let painted = columns(&table, "|", |line, column, cell| {
+        format!("<{line}{column}{cell}>")
+    });
+    assert_eq!(painted, ["<00a >|<01  1>", "<10bc>|<11234>"]);
+}
+
+#[test]
+fn other_units_are_named_beside_the_case() {
+    let mut figure = row("entry_map", "1m", "memory", 400.0);
+    figure.unit = "bytes/entry".into();
+    assert!(text(&[figure]).contains("entry_map, bytes/entry  400\n"));
+}
+
+#[test]
+fn a_missed_aim_is_told_from_a_met_one() {
+    let figures = [
+        row("stat", "handlers", "instructions", 8001.0),
+        row("pread-4k", "native", "instructions", 1000.0),
+        row("pread-4k", "handlers", "instructions", 1150.0),
+        row("stat", "stock-0", "instructions", 1000.0),
+        row("stat", "unattached", "instructions", 1011.0),
+    ];
+    let aims = aims(&figures);
+    let met: Vec<bool> = aims.iter().map(|aim| aim.met).collect();
+    assert_eq!(met, [false, true, false], "{aims:?}");
+    assert_eq!(
+        value(&figures, "pread-4k", "native", "instructions"),
+        Some(1000.0)
+    );
+}
