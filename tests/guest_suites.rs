@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The suites that others wrote for file systems, and our own fsx, on the four that have to be alike:
+//! ext4, and the same through stock FUSE, through the module, and with handlers.
+
+mod common;
+#[path = "fsx/exerciser.rs"]
+mod exerciser;
+#[path = "common/guest.rs"]
+mod guest;
+#[path = "pjdfstest/verdicts.rs"]
+mod verdicts;
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use exerciser::{Mode, Run};
+use guest::{Tree, WITH_HANDLERS, WITHOUT_HANDLERS, ext4_folder, seed};
+use verdicts::{Verdict, compare, verdicts};
+
+const STOCK: &[&str] = &["--stock"];
+
+/// Operations of fsx on each, in all modes together: in the emulated guest, and with `EXTFUSE_LONG`.
+const OPERATIONS: (u64, u64) = (9_000, 100_000);
+
+fn exercise(dir: &Path) {
+    let seed = seed();
+    let operations = match std::env::var_os("EXTFUSE_LONG") {
+        None => OPERATIONS.0,
+        Some(_) => OPERATIONS.1,
+    };
+    for mode in Mode::ALL {
+        let run = Run {
+            dir: dir.to_owned(),
+            ops: operations.div_ceil(Mode::ALL.len() as u64),
+            seed,
+            mode,
+        };
+        println!("{run}");
+        match run.run() {
+            Ok(counts) => println!("{:?}", counts.0),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn fsx_on_ext4() {
+    exercise(ext4_folder().path());
+}
+
+#[test]
+fn fsx_on_stock_fuse() {
+    exercise(Tree::mount(STOCK).root());
+}
+
+#[test]
+fn fsx_without_handlers() {
+    exercise(Tree::mount(WITHOUT_HANDLERS).root());
+}
+
+#[test]
+fn fsx_with_handlers() {
+    let tree = Tree::mount(WITH_HANDLERS[0]);
+    exercise(tree.root());
+    assert!(tree.answered() > 100, "handlers answered nothing");
+    assert!(
+        tree.count("READ").passthru.unwrap() > 1000,
+        "nothing was passed through"
+    );
+    let program = tree.report().program.unwrap();
+    assert!(program.attached && program.errors == 0, "{program:?}");
+}
+
+/// Something mounted in a folder of its own, until it is dropped.
+struct Elsewhere(TempDir);
+
+impl Elsewhere {
+    fn mount(arguments: &[&str]) -> Self {
+        let dir = TempDir::new().unwrap();
+        let mounted = Command::new("mount").args(arguments).arg(dir.path()).status();
+        assert!(mounted.unwrap().success());
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).unwrap();
+        Self(dir)
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount(self.0.path());
+    }
+}
+
+#[test]
+fn pjdfstest_gives_the_verdicts_of_ext4() {
+    let tmpfs = Elsewhere::mount(&["-t", "tmpfs", "none"]);
+    let elsewhere = tmpfs.0.path();
+    // Its tests of long paths go wrong on some lengths of the path to begin with: all have one like
+    // the mounts'.
+    let ext4 = Elsewhere::mount(&["--bind", "/mnt/ext4"]);
+    let native = verdicts(ext4.0.path(), elsewhere).0;
+    let failed: Vec<_> = native
+        .iter()
+        .filter(|(_, verdict)| **verdict == Verdict::Failed)
+        .collect();
+    assert!(failed.is_empty(), "ext4 itself fails: {failed:?}");
+    let mut compared = vec![STOCK, WITHOUT_HANDLERS, WITH_HANDLERS[0]];
+    if std::env::var_os("EXTFUSE_LONG").is_some() {
+        compared.push(WITH_HANDLERS[1]);
+    }
+    for arguments in compared {
+        println!("{arguments:?}");
+        let tree = Tree::mount(arguments);
+        fs::set_permissions(tree.root(), Permissions::from_mode(0o777)).unwrap();
+        compare(&native, tree.root(), elsewhere);
+        if let Some(program) = tree.report().program {
+            assert!(program.attached && program.errors == 0, "{program:?}");
+            assert!(tree.answered() > 100, "handlers answered nothing");
+        }
+    }
+}
