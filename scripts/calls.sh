@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+# shellcheck shell=bash
+#
+# What bench and demo share: the benchmark program, and everything that it
+# needs. Sourced after lib.sh.
+
+# build_calls [CARGO OPTION...]: sets `calls` to the program; the command `extfuse`
+# that it starts is built with it.
+build_calls() {
+	local messages
+
+	messages=$(cargo build --quiet --bench calls --message-format=json-render-diagnostics "$@") ||
+		die "the benchmark program does not build"
+	calls=$(sed -n 's/.*"name":"calls".*"executable":"\([^"]*\)".*/\1/p' <<<"$messages")
+	[[ -x $calls ]] || die "cargo does not say where the benchmark program is"
+}
+
+# Everything that measuring in the guest needs.
+prepare() {
+	"$repository/scripts/setup"
+	"$repository/scripts/build-module" --quiet
+	build_calls --release
+}
+
+# in_guest [VM OPTION...] -- ARGUMENT...: runs the program in the guest, over an
+# ext4 in memory: waiting for a disk is no work, but the clock would count it.
+in_guest() {
+	local options=()
+
+	while [[ $1 != -- ]]; do
+		options+=("$1") && shift
+	done
+	shift
+	"$repository/scripts/vm" --icount "${options[@]}" -- bash -ec '
+		modprobe brd rd_nr=1 rd_size=$((400 << 10))
+		mkfs.ext4 -q -E lazy_itable_init=0,lazy_journal_init=0 /dev/ram0
+		mkdir -p /mnt/ram
+		mount /dev/ram0 /mnt/ram
+		exec "$0" "$@" --base /mnt/ram' "$calls" "$@"
+}
