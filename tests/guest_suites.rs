@@ -107,9 +107,10 @@ fn pjdfstest_gives_the_verdicts_of_ext4() {
         .filter(|(_, verdict)| **verdict == Verdict::Failed)
         .collect();
     assert!(failed.is_empty(), "ext4 itself fails: {failed:?}");
-    let mut compared = vec![STOCK, WITHOUT_HANDLERS, WITH_HANDLERS[0]];
+    // Minutes each in the emulated guest. Stock FUSE is compared on the machine itself, too.
+    let mut compared = vec![WITH_HANDLERS[0]];
     if std::env::var_os("EXTFUSE_LONG").is_some() {
-        compared.push(WITH_HANDLERS[1]);
+        compared.extend([STOCK, WITHOUT_HANDLERS, WITH_HANDLERS[1]]);
     }
     for arguments in compared {
         println!("{arguments:?}");
