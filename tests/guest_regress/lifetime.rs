@@ -51,7 +51,7 @@ fn answers_of_handlers_do_not_spoil_lookup_counts() {
         tree.report();
         let before = descriptors(tree);
         let names = grow(tree);
-        for round in 0..4 {
+        for round in 0..2 {
             // The daemon hands a node out more than once, too.
             forget_unused();
             for _ in 0..3 {

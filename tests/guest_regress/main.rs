@@ -13,6 +13,7 @@ mod guest;
 
 mod attributes;
 mod data;
+mod ledger;
 mod lifetime;
 mod names;
 mod racing;

@@ -50,7 +50,7 @@ fn exists(path: &Path) -> bool {
 #[test]
 fn unlinked_and_created_names_are_never_stale() {
     on_each(|tree| {
-        hammered(tree, &["file"], 200, |round| {
+        hammered(tree, &["file"], 100, |round| {
             drop(File::create_new(tree.at("file")).unwrap());
             assert!(exists(&tree.at("file")), "round {round}: not there");
             assert!(exists(&tree.at("file")), "round {round}: there, then not there");
@@ -69,7 +69,7 @@ fn renamed_names_are_never_stale() {
         }
         drop(File::create_new(tree.at("a/file")).unwrap());
         let ino = fs::metadata(tree.at("a/file")).unwrap().ino();
-        hammered(tree, &["a/file", "b/other"], 200, |round| {
+        hammered(tree, &["a/file", "b/other"], 100, |round| {
             let (from, to) = match round % 2 {
                 0 => ("a/file", "b/other"),
                 _ => ("b/other", "a/file"),
@@ -87,7 +87,7 @@ fn renamed_names_are_never_stale() {
 fn replaced_names_are_never_stale() {
     on_each(|tree| {
         fs::write(tree.at("file"), "").unwrap();
-        hammered(tree, &["file", "new"], 200, |round| {
+        hammered(tree, &["file", "new"], 80, |round| {
             fs::write(tree.at("new"), "x".repeat(round as usize + 1)).unwrap();
             let new = fs::metadata(tree.at("new")).unwrap();
             fs::rename(tree.at("new"), tree.at("file")).unwrap();
@@ -104,7 +104,7 @@ fn changed_attributes_are_never_stale() {
     on_each(|tree| {
         let path = tree.at("file");
         fs::write(&path, "").unwrap();
-        hammered(tree, &["file"], 300, |round| {
+        hammered(tree, &["file"], 150, |round| {
             std::os::unix::fs::chown(&path, Some(round), None).unwrap();
             for _ in 0..2 {
                 assert_eq!(fs::metadata(&path).unwrap().uid(), round);
@@ -116,7 +116,7 @@ fn changed_attributes_are_never_stale() {
 #[test]
 fn directories_made_anew_are_never_stale() {
     on_each(|tree| {
-        hammered(tree, &["dir", "dir/file"], 80, |round| {
+        hammered(tree, &["dir", "dir/file"], 50, |round| {
             fs::create_dir(tree.at("dir")).unwrap();
             assert!(!exists(&tree.at("dir/file")), "round {round}");
             fs::write(tree.at("dir/file"), "").unwrap();

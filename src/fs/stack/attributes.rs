@@ -53,10 +53,10 @@ impl Stack {
     }
 
     /// A READ of a file with a backing file comes up only where the handler has no row of it, one that
-    /// was evicted, say. Puts it back, or all that follow would come up too.
+    /// was evicted, say. Puts it back before the answer goes out: the next READ passes through.
     pub(super) fn read_came_up(&self, id: NodeId) {
         if self.options.cache.is_some() && self.passes_through(FileType::RegularFile) {
-            // Publishing is a courtesy: whoever reads has its answer already.
+            // Publishing is a courtesy: whoever reads gets its answer all the same.
             let _attr = self.getattr(id);
         }
     }

@@ -331,6 +331,7 @@ impl Filesystem for Stack {
         self.count(Opcode::Read);
         let mut reply = Some(reply);
         let result = Stack::read(self, fh, offset, size, |data| {
+            self.read_came_up(NodeId(ino.0));
             if let Some(reply) = reply.take() {
                 reply.data(data);
             }
@@ -338,7 +339,6 @@ impl Filesystem for Stack {
         if let (Err(errno), Some(reply)) = (result, reply) {
             reply.error(self.refused(Opcode::Read, errno));
         }
-        self.read_came_up(NodeId(ino.0));
     }
 
     fn write(
