@@ -62,6 +62,11 @@ struct extfuse_abi {
 	struct extfuse_counters counters;
 	struct extfuse_stamps stamps;
 	struct extfuse_ctx ctx;
+	struct extfuse_sections sections;
+	struct extfuse_section section;
+	struct extfuse_commit commit;
+	struct extfuse_fill fill;
+	struct extfuse_drain drain;
 	enum extfuse_event event;
 	enum extfuse_slot_kind slot_kind;
 	enum extfuse_exit exit;

@@ -73,6 +73,29 @@ struct extfuse_ctx {
 };
 
 /*
+ * What the `section` program is told about a section that is whole, before
+ * anything is committed. Header and footer are read with
+ * bpf_extfuse_section_read().
+ */
+struct extfuse_section_ctx {
+	__u64 nodeid; /* of the READ */
+	__u64 fh;
+	__u64 pos; /* in the file, of the payload */
+	__u32 header; /* bytes */
+	__u32 payload;
+	__u32 footer;
+	__u32 crc; /* CRC32C of the payload: always computed where there is a program */
+	__u32 uid; /* reader's, as in the request's header; 0 for read-ahead */
+	__u32 gid;
+	__u32 pid;
+	__u32 flags; /* EXTFUSE_SECTION_* of the call */
+};
+
+/* bpf_extfuse_section_read(): which part */
+#define EXTFUSE_SECTION_HEADER 0
+#define EXTFUSE_SECTION_FOOTER 1
+
+/*
  * The program set of a connection (a struct_ops type of the module). `request`
  * must be there; none may sleep. Replaced live by a link update.
  */
@@ -80,6 +103,7 @@ struct extfuse_ops {
 	int (*request)(struct extfuse_ctx *ctx); /* verdict */
 	int (*reply)(struct extfuse_ctx *ctx); /* result ignored */
 	int (*event)(struct extfuse_ctx *ctx); /* result ignored */
+	int (*section)(struct extfuse_section_ctx *ctx); /* 0: accept; -errno: reject */
 	__u64 conn; /* extfuse_setup.conn: shows that the device fd is ours */
 	__u64 opcodes; /* bitmap: opcodes for which `request` is called */
 	__u64 replies; /* bitmap: opcodes for which `reply` is called */
@@ -337,5 +361,114 @@ struct extfuse_counters {
 #define EXTFUSE_IOC_STATUS EXTFUSE_IOC(2, 2, struct extfuse_status) /* _IOR */
 #define EXTFUSE_IOC_OPCODES EXTFUSE_IOC(1, 3, struct extfuse_opcodes) /* _IOW */
 #define EXTFUSE_IOC_COUNTERS EXTFUSE_IOC(2, 4, struct extfuse_counters) /* _IOR */
+
+/*
+ * ---- Sections ------------------------------------------------------------
+ *
+ * The answer to a READ, put together from frames `header | payload | footer`:
+ * the payload goes into the request's pages, header and footer to the daemon.
+ * A frame comes by STAGE (written or spliced to the device) or by FILL (from a
+ * stream socket, pipe or file). Either leaves the request pending. Then the
+ * daemon's ordinary reply ends it: without error and empty, it commits all that
+ * was staged; with a struct extfuse_commit, less of it; with an error, it
+ * rejects.
+ *
+ * Several sections may go into one request, at any offsets; what lies between
+ * them reads as zeros. A section that is not whole is not staged. A reply while
+ * one is being filled ends the request with EIO.
+ */
+#define EXTFUSE_SECTION_META_MAX 65536U /* bytes of a header, and of a footer */
+
+#define EXTFUSE_SECTION_CRC (1U << 0) /* compute the CRC32C of the payload */
+#define EXTFUSE_SECTION_COMMIT (1U << 1) /* FILL: the answer is complete with this section */
+
+/*
+ * SECTIONS: allow STAGE on this connection, by this address space only: a
+ * pointer inside written data is trusted from nobody else. EBUSY if another one
+ * has it. With WITHHOLD, every WRITE comes without its payload.
+ */
+#define EXTFUSE_SECTIONS_WITHHOLD (1U << 0)
+
+struct extfuse_sections {
+	__u32 flags; /* EXTFUSE_SECTIONS_* */
+	__u32 reserved;
+};
+
+/*
+ * STAGE: a message of fuse_out_header {len, error = EXTFUSE_STAGE, unique},
+ * this, and the frame. The daemon finds at `mem`: header, footer and, if asked
+ * for, the CRC (4 bytes).
+ */
+#define EXTFUSE_STAGE 0x5ec7
+
+struct extfuse_section {
+	__u64 mem; /* address of header + footer (+ 4) bytes */
+	__u32 header;
+	__u32 footer;
+	__u32 offset; /* of the payload, in the request */
+	__u32 flags; /* EXTFUSE_SECTION_CRC */
+};
+
+/* A reply of this instead of data: commit the first `size` bytes of what is staged. */
+struct extfuse_commit {
+	__u32 size;
+	__u32 reserved;
+};
+
+/*
+ * FILL: receive a frame. Ends early with EINTR, EAGAIN (a descriptor that does
+ * not block), ETIMEDOUT or ENODATA (the source ended inside the frame), and may
+ * be called again with `crc` and `done` as they came back. ENOENT: the request
+ * has been answered or aborted.
+ */
+struct extfuse_fill {
+	__u64 unique; /* of the READ */
+	__u64 mem; /* address of header + footer bytes */
+	__u64 pos; /* of the frame, in a file that can seek */
+	__s32 fd;
+	__u32 header;
+	__u32 payload;
+	__u32 footer;
+	__u32 offset; /* of the payload, in the request */
+	__u32 flags; /* EXTFUSE_SECTION_* */
+	__u32 timeout; /* ms to wait in all; 0: not at all */
+	__u32 crc; /* in, out: CRC32C of the payload so far */
+	__u32 done; /* in, out: bytes of the frame so far */
+	__u32 reserved;
+};
+
+/*
+ * A WRITE whose payload is withheld: the message ends after fuse_write_in, whose
+ * `size` is 0; `write_flags` tell that, and the size.
+ */
+#define EXTFUSE_OPEN_WITHHOLD (1U << 31) /* fuse_open_out.open_flags: for this open file */
+#define EXTFUSE_WRITE_WITHHELD (1U << 31) /* fuse_write_in.write_flags */
+#define EXTFUSE_WRITE_SIZE_SHIFT 4 /* ... size of the payload, 27 bits */
+#define EXTFUSE_WRITE_SIZE_MASK 0x7ffffffU
+
+/*
+ * DRAIN: send header, `payload` bytes of the WRITE's payload from `offset` on,
+ * and footer. Errors and resuming as for FILL; EPIPE where the receiver is gone.
+ */
+struct extfuse_drain {
+	__u64 unique; /* of the WRITE */
+	__u64 mem; /* address of header + footer bytes */
+	__u64 pos; /* of the frame, in a file that can seek */
+	__s32 fd;
+	__u32 header;
+	__u32 payload;
+	__u32 footer;
+	__u32 offset; /* in the request's payload */
+	__u32 flags; /* EXTFUSE_SECTION_CRC */
+	__u32 timeout; /* ms to wait in all; 0: not at all */
+	__u32 crc; /* in, out: CRC32C of the payload that was sent */
+	__u32 done; /* in, out: bytes of the frame so far */
+	__u32 crc_at; /* where in the footer to put the CRC, little-endian; EXTFUSE_NOWHERE: nowhere */
+};
+#define EXTFUSE_NOWHERE (~0U)
+
+#define EXTFUSE_IOC_SECTIONS EXTFUSE_IOC(1, 5, struct extfuse_sections) /* _IOW */
+#define EXTFUSE_IOC_FILL EXTFUSE_IOC(3, 6, struct extfuse_fill) /* _IOWR */
+#define EXTFUSE_IOC_DRAIN EXTFUSE_IOC(3, 7, struct extfuse_drain) /* _IOWR */
 
 #endif /* EXTFUSE_H */

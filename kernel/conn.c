@@ -8,6 +8,7 @@
 
 #include <linux/mm.h>
 #include <linux/random.h>
+#include <linux/sched/mm.h>
 #include <linux/vmalloc.h>
 
 DEFINE_SPINLOCK(extfuse_lock);
@@ -55,6 +56,8 @@ static void conn_free(struct extfuse_conn *ext)
 {
 	extfuse_stamps_free(ext);
 	free_percpu(ext->counts);
+	if (ext->mm)
+		mmdrop(ext->mm);
 	kfree(ext);
 }
 
@@ -191,6 +194,12 @@ long extfuse_dev_ioctl(struct fuse_dev *fud, unsigned int cmd, void __user *arg)
 		return ioctl_opcodes(ext, arg);
 	case EXTFUSE_IOC_COUNTERS:
 		return ioctl_counters(ext, arg);
+	case EXTFUSE_IOC_SECTIONS:
+		return extfuse_ioctl_sections(ext, arg);
+	case EXTFUSE_IOC_FILL:
+		return extfuse_ioctl_fill(fud, arg);
+	case EXTFUSE_IOC_DRAIN:
+		return extfuse_ioctl_drain(fud, arg);
 	default:
 		return -ENOTTY;
 	}
@@ -253,7 +262,17 @@ void extfuse_conn_free(struct fuse_conn *fc)
 
 int extfuse_init(void)
 {
-	int err = extfuse_kfuncs_init();
+	int err = extfuse_sections_init();
 
-	return err ? err : extfuse_ops_init();
+	if (err)
+		return err;
+	err = extfuse_kfuncs_init() ?: extfuse_ops_init();
+	if (err)
+		extfuse_sections_exit();
+	return err;
+}
+
+void extfuse_exit(void)
+{
+	extfuse_sections_exit();
 }

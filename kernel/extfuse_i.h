@@ -18,15 +18,21 @@
 struct extfuse_conn;
 struct fuse_args;
 struct fuse_conn;
+struct fuse_copy_state;
 struct fuse_dev;
 struct fuse_mount;
+struct fuse_pqueue;
 struct fuse_req;
+struct iov_iter;
+struct mm_struct;
 struct mnt_idmap;
+struct socket;
 
 /* ---- Hooks: called by the patched fs/fuse -------------------------------- */
 
 /* conn.c */
 int extfuse_init(void);
+void extfuse_exit(void);
 long extfuse_dev_ioctl(struct fuse_dev *fud, unsigned int cmd, void __user *arg);
 int extfuse_dev_mmap(struct file *file, struct vm_area_struct *vma);
 void extfuse_conn_end(struct fuse_conn *fc, enum extfuse_exit why);
@@ -55,10 +61,24 @@ ssize_t extfuse_backing_splice_write(struct pipe_inode_info *pipe, struct file *
 ssize_t extfuse_backing_mmap(struct file *file, struct vm_area_struct *vma);
 void extfuse_evict(struct inode *inode);
 
+/* sections.c */
+int extfuse_stage(struct fuse_dev *fud, struct fuse_copy_state *cs, u64 unique, size_t nbytes);
+int extfuse_commit(struct fuse_copy_state *cs, struct fuse_req *req, size_t nbytes);
+
+/* drain.c */
+bool extfuse_withheld(const struct fuse_req *req);
+int extfuse_copy_withheld(struct fuse_copy_state *cs, struct fuse_req *req);
+
 /* Of fs/fuse, made visible to us by the patch. */
 ssize_t fuse_send_simple(struct mnt_idmap *idmap, struct fuse_mount *fm, struct fuse_args *args);
 ssize_t fuse_direct_read_iter(struct kiocb *iocb, struct iov_iter *to);
 ssize_t fuse_direct_write_iter(struct kiocb *iocb, struct iov_iter *from);
+struct fuse_req *request_find(struct fuse_pqueue *fpq, u64 unique);
+unsigned int fuse_req_hash(u64 unique);
+void fuse_copy_bind(struct fuse_copy_state *cs, struct fuse_req *req);
+void fuse_copy_finish(struct fuse_copy_state *cs);
+int fuse_copy_one(struct fuse_copy_state *cs, void *val, unsigned size);
+int fuse_copy_page(struct fuse_copy_state *cs, struct page **pagep, unsigned offset, unsigned count, int zeroing);
 
 /* ---- Ours ----------------------------------------------------------------- */
 
@@ -77,6 +97,8 @@ struct extfuse_conn {
 	siphash_key_t key; /* of names */
 	u64 id; /* random: extfuse_ops.conn */
 	struct extfuse_counts __percpu *counts;
+	struct mm_struct *mm; /* may STAGE; set once */
+	bool withhold; /* the payload of every WRITE */
 
 	/*
 	 * The attached program set. Written under extfuse_lock, read under RCU:
@@ -186,6 +208,42 @@ struct extfuse_call {
 	u32 errors;
 	const char *error; /* the last one */
 };
+
+/* sections.c: a frame on its way. */
+struct extfuse_frame {
+	u32 header;
+	u32 payload;
+	u32 footer;
+	u32 offset; /* of the payload in the request */
+	u32 flags;
+	u32 crc; /* of the payload so far, inverted */
+	bool summed; /* crc is kept */
+	bool resumed; /* an earlier call began it */
+	u8 *meta; /* header, footer */
+};
+
+/* A program's view of a section. */
+struct extfuse_gate {
+	struct extfuse_section_ctx ctx; /* first: the kfunc comes back from it */
+	struct extfuse_conn *ext;
+	const u8 *meta;
+	u32 errors;
+	const char *error;
+};
+
+int extfuse_sections_init(void);
+void extfuse_sections_exit(void);
+long extfuse_ioctl_sections(struct extfuse_conn *ext, const struct extfuse_sections __user *arg);
+long extfuse_ioctl_fill(struct fuse_dev *fud, struct extfuse_fill __user *arg);
+long extfuse_ioctl_drain(struct fuse_dev *fud, struct extfuse_drain __user *arg);
+
+struct fuse_req *extfuse_own(struct fuse_dev *fud, u64 unique, u32 opcode);
+int extfuse_disown(struct fuse_dev *fud, struct fuse_req *req, bool answered);
+void extfuse_map(struct fuse_req *req, unsigned int dir, unsigned int off, unsigned int len, struct bio_vec *bv,
+		 unsigned int max, struct iov_iter *iter);
+u32 extfuse_crc(u32 crc, const void *bytes, size_t len);
+int extfuse_wait(struct fuse_conn *fc, struct file *file, __poll_t events, long *left);
+int extfuse_stream(struct file *file, struct socket **sock);
 
 bool extfuse_fill_ctx(struct fuse_conn *fc, const struct fuse_args *args, struct extfuse_call *call);
 int extfuse_run_request(struct extfuse_conn *ext, struct extfuse_call *call, u64 *attach);

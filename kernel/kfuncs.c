@@ -196,6 +196,31 @@ __bpf_kfunc void bpf_extfuse_enosys(struct extfuse_ctx *ctx)
 	to_call(ctx)->enosys = true;
 }
 
+/**
+ * bpf_extfuse_section_read - copy a part of a section's header or footer
+ * @ctx: the section
+ * @which: EXTFUSE_SECTION_HEADER or EXTFUSE_SECTION_FOOTER
+ * @offset: of the first byte, in it
+ * @dst: where to
+ * @dst__sz: bytes there, all of which are filled
+ *
+ * Return: 0; -EINVAL if there are not that many bytes.
+ */
+__bpf_kfunc int bpf_extfuse_section_read(struct extfuse_section_ctx *ctx, u32 which, u32 offset, void *dst,
+					 u32 dst__sz)
+{
+	struct extfuse_gate *gate = container_of(ctx, struct extfuse_gate, ctx);
+	u32 size = which == EXTFUSE_SECTION_HEADER ? ctx->header : ctx->footer;
+
+	if (which > EXTFUSE_SECTION_FOOTER || offset > size || dst__sz > size - offset) {
+		gate->errors++;
+		gate->error = "read beyond a section's header or footer";
+		return -EINVAL;
+	}
+	memcpy(dst, gate->meta + (which == EXTFUSE_SECTION_HEADER ? 0 : ctx->header) + offset, dst__sz);
+	return 0;
+}
+
 __bpf_kfunc_end_defs();
 
 BTF_KFUNCS_START(kfunc_ids)
@@ -206,6 +231,7 @@ BTF_ID_FLAGS(func, bpf_extfuse_name_is, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_current, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_set_cookie, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_enosys, KF_TRUSTED_ARGS)
+BTF_ID_FLAGS(func, bpf_extfuse_section_read, KF_TRUSTED_ARGS)
 BTF_KFUNCS_END(kfunc_ids)
 
 static const struct btf_kfunc_id_set kfunc_set = {

@@ -16,10 +16,16 @@ static int stub(struct extfuse_ctx *ctx)
 	return EXTFUSE_UPCALL;
 }
 
+static int stub_section(struct extfuse_section_ctx *ctx)
+{
+	return 0;
+}
+
 static struct extfuse_ops stubs = {
 	.request = stub,
 	.reply = stub,
 	.event = stub,
+	.section = stub_section,
 };
 
 static int ops_init(struct btf *btf)

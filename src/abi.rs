@@ -22,11 +22,12 @@ pub(crate) mod skeleton {
 use plain::Plain;
 
 pub use skeleton::types::{
-    extfuse_attr as Attr, extfuse_attr_row as AttrRow, extfuse_counter as Counter,
-    extfuse_counters as Counters, extfuse_entry as EntryRow, extfuse_entry_key as EntryKey,
-    extfuse_event as Event, extfuse_exit as Exit, extfuse_miss as Miss, extfuse_opcodes as Opcodes,
-    extfuse_setup as Setup, extfuse_slot_kind as SlotKind, extfuse_stamps as StampsLayout,
-    extfuse_status as Status,
+    extfuse_attr as Attr, extfuse_attr_row as AttrRow, extfuse_commit as Commit, extfuse_counter as Counter,
+    extfuse_counters as Counters, extfuse_drain as Drain, extfuse_entry as EntryRow,
+    extfuse_entry_key as EntryKey, extfuse_event as Event, extfuse_exit as Exit, extfuse_fill as Fill,
+    extfuse_miss as Miss, extfuse_opcodes as Opcodes, extfuse_section as Section,
+    extfuse_sections as Sections, extfuse_setup as Setup, extfuse_slot_kind as SlotKind,
+    extfuse_stamps as StampsLayout, extfuse_status as Status,
 };
 
 /// A FUSE node id: 1 is the root, 0 is no node.
@@ -94,6 +95,26 @@ mirror! {
     ATTR_PASSTHRU: u64 = 1, "EXTFUSE_ATTR_PASSTHRU";
     /// What a check word starts with.
     MIX_SEED: u64 = 0x6578_7466_7573_6531, "EXTFUSE_MIX_SEED";
+    /// Bytes that a header, or a footer, may have.
+    SECTION_META_MAX: usize = 1 << 16, "EXTFUSE_SECTION_META_MAX";
+    /// [`Section::flags`], [`Fill::flags`], [`Drain::flags`]: compute the CRC32C of the payload.
+    SECTION_CRC: u32 = 1, "EXTFUSE_SECTION_CRC";
+    /// [`Fill::flags`]: the answer is complete with this section.
+    SECTION_COMMIT: u32 = 2, "EXTFUSE_SECTION_COMMIT";
+    /// [`Sections::flags`]: every WRITE comes without its payload.
+    SECTIONS_WITHHOLD: u32 = 1, "EXTFUSE_SECTIONS_WITHHOLD";
+    /// The error of a `fuse_out_header` that stages a section.
+    STAGE: u32 = 0x5ec7, "EXTFUSE_STAGE";
+    /// `fuse_open_out.open_flags`: WRITEs to this open file come without their payload.
+    OPEN_WITHHOLD: u32 = 1 << 31, "EXTFUSE_OPEN_WITHHOLD";
+    /// `fuse_write_in.write_flags`: the payload is withheld.
+    WRITE_WITHHELD: u32 = 1 << 31, "EXTFUSE_WRITE_WITHHELD";
+    /// Where in `fuse_write_in.write_flags` the size of a withheld payload is.
+    WRITE_SIZE_SHIFT: u32 = 4, "EXTFUSE_WRITE_SIZE_SHIFT";
+    /// Its bits, there.
+    WRITE_SIZE_MASK: u32 = 0x7ff_ffff, "EXTFUSE_WRITE_SIZE_MASK";
+    /// [`Drain::crc_at`]: the CRC goes nowhere.
+    NOWHERE: u32 = u32::MAX, "EXTFUSE_NOWHERE";
     /// Type of the ioctls.
     IOC_MAGIC: u8 = 0xef, "EXTFUSE_IOC_MAGIC";
 }
@@ -131,6 +152,11 @@ wire! {
     Status = 2 * 4 + 4 * 8 + 16 + 96;
     Opcodes = 2 * 8;
     Counters = OPCODES * 6 * 8;
+    Sections = 2 * 4;
+    Section = 8 + 4 * 4;
+    Commit = 2 * 4;
+    Fill = 3 * 8 + 10 * 4;
+    Drain = 3 * 8 + 10 * 4;
     StampsLayout = 512 * 8 + SLOTS * 8;
 }
 

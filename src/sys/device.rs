@@ -3,27 +3,33 @@
 
 use std::ffi::c_void;
 use std::fmt;
-use std::io;
+use std::io::{self, IoSlice};
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
+use nix::fcntl::SpliceFFlags;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
-use crate::abi::{self, Counters, Opcodes, Setup, StampsLayout, Status};
+use crate::abi::{
+    self, Counters, Drain, Fill, Opcodes, Section, Sections, Setup, StampsLayout, Status, Wire,
+};
 
 mod ioc {
-    use crate::abi::{Counters, IOC_MAGIC, Opcodes, Setup, Status};
+    use crate::abi::{Counters, Drain, Fill, IOC_MAGIC, Opcodes, Sections, Setup, Status};
 
     nix::ioctl_readwrite!(setup, IOC_MAGIC, 1, Setup);
     nix::ioctl_read!(status, IOC_MAGIC, 2, Status);
     nix::ioctl_write_ptr!(opcodes, IOC_MAGIC, 3, Opcodes);
     nix::ioctl_read!(counters, IOC_MAGIC, 4, Counters);
+    nix::ioctl_write_ptr!(sections, IOC_MAGIC, 5, Sections);
+    nix::ioctl_readwrite!(fill, IOC_MAGIC, 6, Fill);
+    nix::ioctl_readwrite!(drain, IOC_MAGIC, 7, Drain);
 }
 
-/// The numbers of the ioctls, as the header has them: SETUP, STATUS, OPCODES, COUNTERS.
-pub const IOCTLS: [(&str, u64); 4] = [
+/// The numbers of the ioctls, as the header has them.
+pub const IOCTLS: [(&str, u64); 7] = [
     (
         "EXTFUSE_IOC_SETUP",
         nix::request_code_readwrite!(abi::IOC_MAGIC, 1, size_of::<Setup>()),
@@ -40,7 +46,22 @@ pub const IOCTLS: [(&str, u64); 4] = [
         "EXTFUSE_IOC_COUNTERS",
         nix::request_code_read!(abi::IOC_MAGIC, 4, size_of::<Counters>()),
     ),
+    (
+        "EXTFUSE_IOC_SECTIONS",
+        nix::request_code_write!(abi::IOC_MAGIC, 5, size_of::<Sections>()),
+    ),
+    (
+        "EXTFUSE_IOC_FILL",
+        nix::request_code_readwrite!(abi::IOC_MAGIC, 6, size_of::<Fill>()),
+    ),
+    (
+        "EXTFUSE_IOC_DRAIN",
+        nix::request_code_readwrite!(abi::IOC_MAGIC, 7, size_of::<Drain>()),
+    ),
 ];
+
+/// What STAGE's message starts with: `fuse_out_header`, then [`Section`].
+pub const STAGE_HEADER: usize = 16 + size_of::<Section>();
 
 /// A mounted `/dev/extfuse`. All errors are the module's errno: ENOTTY on a device of the stock
 /// FUSE, EPERM on one that is not mounted.
@@ -120,9 +141,139 @@ impl<F: AsFd> Device<F> {
         Ok(StampsMapping(address))
     }
 
+    /// Allows [`stage`](Self::stage) on this connection, by this address space only; with `withhold`,
+    /// every WRITE comes without its payload.
+    ///
+    /// # Errors
+    ///
+    /// EBUSY if another address space has it.
+    pub fn sections(&self, withhold: bool) -> io::Result<()> {
+        let sections = Sections {
+            flags: if withhold { abi::SECTIONS_WITHHOLD } else { 0 },
+            reserved: 0,
+        };
+        // SAFETY: as in `setup`.
+        unsafe { ioc::sections(self.raw(), &raw const sections) }?;
+        Ok(())
+    }
+
+    /// Receives a frame: the payload into the READ `fill.unique`, header and footer into `mem`, which
+    /// `fill.mem` is set to. `fill.done` and `fill.crc` say how far it got, after an error too.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL if `mem` is too short, or as the module finds (see `include/extfuse.h`): EINTR, EAGAIN,
+    /// ETIMEDOUT and ENODATA (the source ended) can be called again, ENOENT means that nobody waits
+    /// for the answer any more; else what receiving gave.
+    pub fn fill(&self, fill: &mut Fill, mem: &mut [u8]) -> io::Result<()> {
+        fill.mem = address(mem, [fill.header, fill.footer, 0])?;
+        // SAFETY: as in `setup`; and the module writes `header + footer` bytes at `mem` at most.
+        unsafe { ioc::fill(self.raw(), &raw mut *fill) }?;
+        Ok(())
+    }
+
+    /// Sends a frame: header and footer from `mem`, which `drain.mem` is set to, the payload from the
+    /// WRITE `drain.unique`. The module may put the CRC into the footer there.
+    ///
+    /// # Errors
+    ///
+    /// As [`fill`](Self::fill); EPIPE or ECONNRESET if the receiver is gone (no SIGPIPE).
+    pub fn drain(&self, drain: &mut Drain, mem: &mut [u8]) -> io::Result<()> {
+        drain.mem = address(mem, [drain.header, drain.footer, 0])?;
+        // SAFETY: as in `setup`; and the module reads and writes `header + footer` bytes at `mem`.
+        unsafe { ioc::drain(self.raw(), &raw mut *drain) }?;
+        Ok(())
+    }
+
+    /// Stages a frame that is in memory: the payload into the READ `unique`, header, footer and the
+    /// CRC, if asked for, into `mem`.
+    ///
+    /// # Errors
+    ///
+    /// EPERM without [`sections`](Self::sections), EINVAL if `mem` or `frame` is too short, ENOENT if
+    /// there is no such request, ERANGE if the payload goes beyond its end.
+    pub fn stage(
+        &self,
+        unique: u64,
+        section: &mut Section,
+        frame: &[IoSlice<'_>],
+        mem: &mut [u8],
+    ) -> io::Result<()> {
+        let length = frame.iter().map(|part| part.len()).sum();
+        let header = stage_header(unique, section, length, mem)?;
+        let parts: Vec<_> = [IoSlice::new(&header)]
+            .into_iter()
+            .chain(frame.iter().copied())
+            .collect();
+        let written = nix::sys::uio::writev(&self.0, &parts)?;
+        debug_assert_eq!(written, header.len() + length);
+        Ok(())
+    }
+
+    /// [Stages](Self::stage) a frame of `length` bytes through a pipe (its read end, its write end), which
+    /// must be empty and have room: `frame` puts the bytes behind what is there already. After an error
+    /// the pipe may hold anything.
+    ///
+    /// # Errors
+    ///
+    /// As [`stage`](Self::stage), and those of `frame`; EPIPE if the pipe took or gave less.
+    pub fn stage_through(
+        &self,
+        unique: u64,
+        section: &mut Section,
+        mem: &mut [u8],
+        pipe: (BorrowedFd<'_>, BorrowedFd<'_>),
+        length: usize,
+        frame: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let (from, to) = pipe;
+        let header = stage_header(unique, section, length, mem)?;
+        let broken = || io::Error::from(io::ErrorKind::BrokenPipe);
+        if nix::unistd::write(to, &header)? != header.len() {
+            return Err(broken());
+        }
+        frame(to)?;
+        let total = header.len() + length;
+        let spliced = nix::fcntl::splice(from, None, &self.0, None, total, SpliceFFlags::empty())?;
+        if spliced == total { Ok(()) } else { Err(broken()) }
+    }
+
     fn raw(&self) -> i32 {
         self.0.as_fd().as_raw_fd()
     }
+}
+
+/// The address of `mem`, if it has room for parts of these lengths.
+fn address(mem: &mut [u8], parts: [u32; 3]) -> io::Result<u64> {
+    let length: u64 = parts.into_iter().map(u64::from).sum();
+    if length > mem.len() as u64 {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    Ok(mem.as_mut_ptr() as u64)
+}
+
+/// The start of STAGE's message, with a frame of `length` bytes behind it. It makes the module write
+/// header, footer and CRC to `mem`. EINVAL if that is too short, or the message longer than it can say.
+fn stage_header(
+    unique: u64,
+    section: &mut Section,
+    length: usize,
+    mem: &mut [u8],
+) -> io::Result<[u8; STAGE_HEADER]> {
+    let crc = if section.flags & abi::SECTION_CRC == 0 {
+        0
+    } else {
+        4
+    };
+    section.mem = address(mem, [section.header, section.footer, crc])?;
+    let total =
+        u32::try_from(STAGE_HEADER + length).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let mut header = [0; STAGE_HEADER];
+    header[..4].copy_from_slice(&total.to_ne_bytes());
+    header[4..8].copy_from_slice(&abi::STAGE.to_ne_bytes());
+    header[8..16].copy_from_slice(&unique.to_ne_bytes());
+    header[16..].copy_from_slice(section.bytes());
+    Ok(header)
 }
 
 /// The stamps of a connection: memory that the module shares, unmapped on drop.

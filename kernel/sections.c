@@ -1,0 +1,890 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Sections: a READ's answer that is put together from frames
+ * `header | payload | footer`, the payload in the request's pages, the rest in
+ * the daemon's memory, and committed by the daemon's ordinary reply.
+ *
+ * Whoever touches a request's pages owns it: it is on fpq->io, FR_LOCKED and
+ * busy, so that an abort leaves its end to us. Nobody sleeps while owning one,
+ * but for STAGE's user memory, where fs/fuse unlocks it. All waiting for bytes
+ * is done without. At any time that nobody owns it, the first `touched` bytes
+ * of its payload are bytes meant for it, or zeros, or in a section that is
+ * being filled, which keeps it from being committed.
+ */
+#include "fuse_i.h"
+#include "extfuse_i.h"
+
+#include <crypto/hash.h>
+#include <linux/bpf.h>
+#include <linux/bvec.h>
+#include <linux/file.h>
+#include <linux/net.h>
+#include <linux/poll.h>
+#include <linux/sched/mm.h>
+#include <linux/skbuff.h>
+#include <linux/uio.h>
+#include <net/sock.h>
+#include <net/tcp.h>
+
+/* Pages that are mapped at a time, and bytes that are read into a buffer at a time. */
+#define MAPPED 256U
+#define BUFFERED 32768U
+
+static_assert(sizeof(struct extfuse_section) == 24);
+static_assert(sizeof(struct extfuse_fill) == 64);
+
+static struct crypto_shash *crc32c;
+
+int extfuse_sections_init(void)
+{
+	crc32c = crypto_alloc_shash("crc32c", 0, 0);
+	return PTR_ERR_OR_ZERO(crc32c);
+}
+
+void extfuse_sections_exit(void)
+{
+	crypto_free_shash(crc32c);
+}
+
+/* @crc: inverted, as it is between the first byte and the last. */
+u32 extfuse_crc(u32 crc, const void *bytes, size_t len)
+{
+	SHASH_DESC_ON_STACK(desc, crc32c);
+
+	desc->tfm = crc32c;
+	*(u32 *)shash_desc_ctx(desc) = crc;
+	if (crypto_shash_update(desc, bytes, len))
+		pr_err_once("extfuse: no CRC32C\n");
+	return *(u32 *)shash_desc_ctx(desc);
+}
+
+/* ---- A request's pages ---------------------------------------------------- */
+
+/* What of page @i belongs to the payload; false beyond the last. */
+static bool page_at(const struct fuse_args_pages *ap, unsigned int i, struct bio_vec *bv)
+{
+	if (ap->uses_folios) {
+		if (i >= ap->num_folios)
+			return false;
+		bvec_set_folio(bv, ap->folios[i], ap->folio_descs[i].length, ap->folio_descs[i].offset);
+	} else {
+		if (i >= ap->num_pages)
+			return false;
+		bvec_set_page(bv, ap->pages[i], ap->descs[i].length, ap->descs[i].offset);
+	}
+	return true;
+}
+
+/* Maps as much of [@off, @off + @len) as @max entries hold, none longer than a page; @iter goes over it. */
+void extfuse_map(struct fuse_req *req, unsigned int dir, unsigned int off, unsigned int len, struct bio_vec *bv,
+		 unsigned int max, struct iov_iter *iter)
+{
+	const struct fuse_args_pages *ap = container_of(req->args, typeof(*ap), args);
+	unsigned int i, nr = 0, mapped = 0;
+	struct bio_vec one;
+
+	for (i = 0; mapped < len && page_at(ap, i, &one); i++) {
+		for (; off < one.bv_len && mapped < len && nr < max; nr++) {
+			unsigned int at = one.bv_offset + off;
+			unsigned int n = min3(one.bv_len - off, len - mapped, (unsigned int)(PAGE_SIZE - offset_in_page(at)));
+
+			bvec_set_page(&bv[nr], nth_page(one.bv_page, at / PAGE_SIZE), n, offset_in_page(at));
+			off += n;
+			mapped += n;
+		}
+		if (nr == max)
+			break;
+		off -= min(off, one.bv_len);
+	}
+	iov_iter_bvec(iter, dir, bv, nr, mapped);
+}
+
+/* Of the next @len bytes of @iter, which is not moved. */
+static u32 crc_of(u32 crc, const struct iov_iter *iter, size_t len)
+{
+	const struct bio_vec *bv = iter->bvec;
+	size_t skip = iter->iov_offset;
+
+	while (len) {
+		size_t n = min_t(size_t, bv->bv_len - skip, len);
+		void *bytes = kmap_local_page(bv->bv_page) + bv->bv_offset;
+
+		crc = extfuse_crc(crc, bytes + skip, n);
+		kunmap_local(bytes);
+		len -= n;
+		skip = 0;
+		bv++;
+	}
+	return crc;
+}
+
+static void zero(struct fuse_req *req, unsigned int off, unsigned int len)
+{
+	struct bio_vec bv[8];
+	struct iov_iter iter;
+	size_t mapped;
+
+	while (len) {
+		extfuse_map(req, ITER_DEST, off, len, bv, ARRAY_SIZE(bv), &iter);
+		mapped = iov_iter_count(&iter);
+		if (WARN_ON_ONCE(!mapped))
+			return;
+		iov_iter_zero(mapped, &iter);
+		off += mapped;
+		len -= mapped;
+	}
+}
+
+/* ---- Owning a request ------------------------------------------------------ */
+
+static struct fuse_req *find_busy(struct fuse_pqueue *fpq, u64 unique)
+{
+	struct fuse_req *req;
+
+	list_for_each_entry(req, &fpq->io, list)
+		if (req->in.h.unique == unique && req->ext.busy)
+			return req;
+	return NULL;
+}
+
+static bool is_busy(struct fuse_pqueue *fpq, u64 unique)
+{
+	bool busy;
+
+	spin_lock(&fpq->lock);
+	busy = fpq->connected && find_busy(fpq, unique);
+	spin_unlock(&fpq->lock);
+	return busy;
+}
+
+/*
+ * The request that the daemon knows as @unique, from now on ours; waits while it
+ * is somebody else's. FR_SENT stays set, so that an INTERRUPT still goes out.
+ */
+struct fuse_req *extfuse_own(struct fuse_dev *fud, u64 unique, u32 opcode)
+{
+	struct fuse_pqueue *fpq = &fud->pq;
+	struct fuse_req *req;
+	bool busy;
+
+	if (!unique || unique & 1) /* an INTERRUPT's */
+		return ERR_PTR(-EINVAL);
+	for (;;) {
+		spin_lock(&fpq->lock);
+		req = fpq->connected ? request_find(fpq, unique) : NULL;
+		if (req)
+			break;
+		busy = fpq->connected && find_busy(fpq, unique);
+		spin_unlock(&fpq->lock);
+		if (!busy)
+			return ERR_PTR(-ENOENT);
+		if (wait_event_killable(fud->fc->blocked_waitq, !is_busy(fpq, unique)))
+			return ERR_PTR(-EINTR);
+	}
+	if (req->in.h.opcode != opcode || (opcode == FUSE_READ ? !req->args->out_pages : !req->args->in_pages)) {
+		spin_unlock(&fpq->lock);
+		return ERR_PTR(-EOPNOTSUPP);
+	}
+	list_move(&req->list, &fpq->io);
+	set_bit(FR_LOCKED, &req->flags);
+	req->ext.busy = true;
+	spin_unlock(&fpq->lock);
+	return req;
+}
+
+/*
+ * Gives it back: pending again, or, with @answered, at its end. ENOENT if the
+ * connection was aborted meanwhile.
+ */
+int extfuse_disown(struct fuse_dev *fud, struct fuse_req *req, bool answered)
+{
+	struct fuse_pqueue *fpq = &fud->pq;
+	struct fuse_conn *fc = fud->fc;
+	bool end;
+	int err = 0;
+
+	spin_lock(&fpq->lock);
+	clear_bit(FR_LOCKED, &req->flags);
+	req->ext.busy = false;
+	end = answered || !fpq->connected;
+	if (!fpq->connected)
+		err = -ENOENT; /* the abort has set the error */
+	else if (answered)
+		req->out.h.error = 0;
+	if (!end) {
+		list_move_tail(&req->list, &fpq->processing[fuse_req_hash(req->in.h.unique)]);
+	} else {
+		clear_bit(FR_SENT, &req->flags);
+		if (!test_bit(FR_PRIVATE, &req->flags))
+			list_del_init(&req->list);
+	}
+	spin_unlock(&fpq->lock);
+	if (end)
+		fuse_request_end(req);
+	/* Barrier: the unlock before, the waiters' spin_lock after. */
+	if (wq_has_sleeper(&fc->blocked_waitq))
+		wake_up_all(&fc->blocked_waitq);
+	return err;
+}
+
+/* ---- A section's life ------------------------------------------------------- */
+
+static unsigned int capacity(const struct fuse_req *req)
+{
+	return req->args->out_args[0].size;
+}
+
+static struct fuse_req *own_range(struct fuse_dev *fud, u64 unique, u32 offset, u32 payload)
+{
+	struct fuse_req *req = extfuse_own(fud, unique, FUSE_READ);
+
+	if (IS_ERR(req))
+		return req;
+	if (offset > capacity(req) || payload > capacity(req) - offset) {
+		extfuse_disown(fud, req, false);
+		return ERR_PTR(-ERANGE);
+	}
+	return req;
+}
+
+/* @had: bytes of it that an earlier call put there. */
+static int begin(struct fuse_req *req, u32 offset, u32 payload, u32 had)
+{
+	if (had && offset + had > req->ext.touched)
+		return -EINVAL; /* a lie, and somebody's old bytes */
+	if (offset > req->ext.touched)
+		zero(req, req->ext.touched, offset - req->ext.touched);
+	req->ext.touched = max(req->ext.touched, offset + payload);
+	req->ext.filling++;
+	return 0;
+}
+
+static void set_length(struct fuse_req *req, unsigned int size)
+{
+	unsigned int all = capacity(req);
+
+	req->args->out_args[0].size = size;
+	if (req->args->page_zeroing && size < all)
+		zero(req, size, all - size);
+}
+
+/* What the `section` program says; without one, yes. */
+static noinline int ask_gate(struct extfuse_conn *ext, struct fuse_req *req, const struct extfuse_frame *frame)
+{
+	const struct fuse_read_in *in = req->args->in_args[0].value;
+	struct extfuse_gate gate = {
+		.ext = ext,
+		.meta = frame->meta,
+		.ctx = {
+			.nodeid = req->in.h.nodeid,
+			.fh = in->fh,
+			.pos = in->offset + frame->offset,
+			.header = frame->header,
+			.payload = frame->payload,
+			.footer = frame->footer,
+			.crc = ~frame->crc,
+			.uid = req->in.h.uid,
+			.gid = req->in.h.gid,
+			.pid = req->in.h.pid,
+			.flags = frame->flags,
+		},
+	};
+	struct extfuse_ops *ops;
+	u64 attach;
+	int verdict = 0;
+
+	rcu_read_lock();
+	attach = READ_ONCE(ext->attaches);
+	ops = rcu_dereference(ext->ops);
+	if (ops && ops->section)
+		verdict = ops->section(&gate.ctx);
+	rcu_read_unlock();
+	if (verdict > 0 || verdict < -EXTFUSE_MAX_ERRNO) {
+		gate.errors++;
+		gate.error = "bad verdict on a section";
+		verdict = -EIO;
+	}
+	if (unlikely(gate.errors))
+		extfuse_charge(ext, attach, FUSE_READ, gate.errors, gate.error);
+	return verdict;
+}
+
+static bool has_gate(struct extfuse_conn *ext)
+{
+	struct extfuse_ops *ops;
+	bool has;
+
+	rcu_read_lock();
+	ops = rcu_dereference(ext->ops);
+	has = ops && ops->section;
+	rcu_read_unlock();
+	return has;
+}
+
+/* Owned, whole: may it be staged? */
+static int judge(struct extfuse_conn *ext, struct fuse_req *req, struct extfuse_frame *frame)
+{
+	struct bio_vec bv[8];
+	struct iov_iter iter;
+	u32 off = 0;
+
+	if (likely(!has_gate(ext)))
+		return 0;
+	/* Attached meanwhile, or what came before is known from the daemon only. */
+	if (!frame->summed || frame->resumed) {
+		frame->crc = ~0U;
+		while (off < frame->payload) {
+			extfuse_map(req, ITER_SOURCE, frame->offset + off, frame->payload - off, bv,
+				    ARRAY_SIZE(bv), &iter);
+			frame->crc = crc_of(frame->crc, &iter, iov_iter_count(&iter));
+			off += iov_iter_count(&iter);
+		}
+	}
+	return ask_gate(ext, req, frame);
+}
+
+/* Owned: the section is over, whole or not. @got: bytes of its payload. */
+static int end(struct extfuse_conn *ext, struct fuse_req *req, struct extfuse_frame *frame, int err, u32 got)
+{
+	req->ext.filling--;
+	if (!err) {
+		err = judge(ext, req, frame);
+		got = 0;
+	}
+	if (err)
+		zero(req, frame->offset + got, frame->payload - got);
+	else
+		req->ext.staged = max(req->ext.staged, frame->offset + frame->payload);
+	return err;
+}
+
+/* ---- Commit ----------------------------------------------------------------- */
+
+/*
+ * A reply without error to a request with sections: from fuse_dev_do_write(),
+ * which owns it. @nbytes: of the whole message. An error ends the request with EIO.
+ */
+int extfuse_commit(struct fuse_copy_state *cs, struct fuse_req *req, size_t nbytes)
+{
+	struct extfuse_commit commit = { .size = req->ext.staged };
+	int err = 0;
+
+	if (req->ext.filling)
+		return -EBUSY;
+	if (nbytes == sizeof(struct fuse_out_header) + sizeof(commit))
+		err = fuse_copy_one(cs, &commit, sizeof(commit));
+	else if (nbytes != sizeof(struct fuse_out_header))
+		return -EINVAL;
+	if (err)
+		return err;
+	if (commit.size > req->ext.staged || commit.reserved)
+		return -EINVAL;
+	set_length(req, commit.size);
+	return 0;
+}
+
+/* ---- STAGE ------------------------------------------------------------------- */
+
+/* The payload, out of the message. Owned; unlocked while user memory is looked at. */
+static int copy_payload(struct fuse_copy_state *cs, struct fuse_req *req, struct extfuse_frame *frame)
+{
+	struct bio_vec bv[16];
+	struct iov_iter iter;
+	u32 off = 0;
+	int err = 0, i;
+
+	fuse_copy_bind(cs, req);
+	while (!err && off < frame->payload) {
+		extfuse_map(req, ITER_DEST, frame->offset + off, frame->payload - off, bv, ARRAY_SIZE(bv), &iter);
+		for (i = 0; !err && i < iter.nr_segs; i++) {
+			struct page *page = bv[i].bv_page;
+
+			err = fuse_copy_page(cs, &page, bv[i].bv_offset, bv[i].bv_len, 0);
+		}
+		if (err)
+			break;
+		if (frame->summed)
+			frame->crc = crc_of(frame->crc, &iter, iov_iter_count(&iter));
+		off += iov_iter_count(&iter);
+	}
+	fuse_copy_finish(cs);
+	fuse_copy_bind(cs, NULL);
+	return err;
+}
+
+/* @nbytes: of the message behind fuse_out_header. */
+int extfuse_stage(struct fuse_dev *fud, struct fuse_copy_state *cs, u64 unique, size_t nbytes)
+{
+	struct extfuse_conn *ext = fud->fc->ext;
+	struct extfuse_section section;
+	struct extfuse_frame frame;
+	struct fuse_req *req;
+	size_t meta;
+	u32 crc;
+	int err, late;
+
+	if (!current->mm || READ_ONCE(ext->mm) != current->mm)
+		return -EPERM;
+	if (nbytes < sizeof(section))
+		return -EINVAL;
+	err = fuse_copy_one(cs, &section, sizeof(section));
+	if (err)
+		return err;
+	nbytes -= sizeof(section);
+	meta = (size_t)section.header + section.footer;
+	if (section.flags & ~EXTFUSE_SECTION_CRC || section.header > EXTFUSE_SECTION_META_MAX ||
+	    section.footer > EXTFUSE_SECTION_META_MAX || meta > nbytes || nbytes - meta > INT_MAX)
+		return -EINVAL;
+	frame = (struct extfuse_frame) {
+		.header = section.header,
+		.payload = nbytes - meta,
+		.footer = section.footer,
+		.offset = section.offset,
+		.flags = section.flags,
+		.crc = ~0U,
+		.summed = section.flags & EXTFUSE_SECTION_CRC || has_gate(ext),
+		.meta = kvmalloc(meta, GFP_KERNEL_ACCOUNT),
+	};
+	if (!frame.meta)
+		return -ENOMEM;
+	err = fuse_copy_one(cs, frame.meta, frame.header);
+	if (err)
+		goto out;
+	req = own_range(fud, unique, frame.offset, frame.payload);
+	err = PTR_ERR_OR_ZERO(req);
+	if (err)
+		goto out;
+	begin(req, frame.offset, frame.payload, 0);
+	err = copy_payload(cs, req, &frame);
+	late = extfuse_disown(fud, req, false);
+	if (late) {
+		err = late;
+		goto out;
+	}
+	crc = ~frame.crc;
+	if (!err)
+		err = fuse_copy_one(cs, frame.meta + frame.header, frame.footer);
+	if (!err && (copy_to_user(u64_to_user_ptr(section.mem), frame.meta, meta) ||
+		     (section.flags & EXTFUSE_SECTION_CRC &&
+		      copy_to_user(u64_to_user_ptr(section.mem + meta), &crc, sizeof(crc)))))
+		err = -EFAULT;
+	req = extfuse_own(fud, unique, FUSE_READ);
+	if (IS_ERR(req)) {
+		err = PTR_ERR(req);
+	} else {
+		err = end(ext, req, &frame, err, 0);
+		late = extfuse_disown(fud, req, false);
+		err = late ?: err;
+	}
+out:
+	kvfree(frame.meta);
+	return err;
+}
+
+/* ---- Sources and receivers of frames, and waiting for them ------------------- */
+
+/*
+ * Until @events, or an error: EINTR, ETIMEDOUT, EAGAIN (@file does not block), ENOENT
+ * (aborted). Nothing is owned. @left: jiffies.
+ */
+int extfuse_wait(struct fuse_conn *fc, struct file *file, __poll_t events, long *left)
+{
+	struct poll_wqueues table;
+	int err = 0;
+
+	if (file->f_flags & O_NONBLOCK)
+		return -EAGAIN;
+	poll_initwait(&table);
+	table.pt._key = events | EPOLLERR | EPOLLHUP;
+	poll_wait(file, &fc->blocked_waitq, &table.pt); /* woken by an abort */
+	for (;;) {
+		__poll_t ready = vfs_poll(file, &table.pt) & (events | EPOLLERR | EPOLLHUP);
+
+		table.pt._qproc = NULL;
+		err = -ENOENT;
+		if (!READ_ONCE(fc->connected))
+			break;
+		err = -EINTR;
+		if (signal_pending(current))
+			break;
+		err = 0;
+		if (ready)
+			break;
+		err = -ETIMEDOUT;
+		if (*left <= 0)
+			break;
+		err = table.error;
+		if (err)
+			break;
+		set_current_state(TASK_INTERRUPTIBLE);
+		if (!table.triggered)
+			*left = schedule_timeout(*left);
+		__set_current_state(TASK_RUNNING);
+		smp_store_mb(table.triggered, 0);
+	}
+	poll_freewait(&table);
+	return err;
+}
+
+/* A stream socket, a pipe or a regular file; @sock is NULL for the latter two. */
+int extfuse_stream(struct file *file, struct socket **sock)
+{
+	*sock = sock_from_file(file);
+	if (*sock)
+		return (*sock)->type == SOCK_STREAM ? 0 : -EOPNOTSUPP;
+	return S_ISREG(file_inode(file)->i_mode) || S_ISFIFO(file_inode(file)->i_mode) ? 0 : -EOPNOTSUPP;
+}
+
+/* ---- FILL -------------------------------------------------------------------- */
+
+struct fill {
+	struct extfuse_frame frame;
+	struct fuse_dev *fud;
+	struct file *file;
+	struct socket *sock;
+	u64 unique;
+	loff_t pos;
+	long left;
+	u32 done; /* bytes of the frame */
+	bool urgent; /* the socket has something for recvmsg() only */
+	u8 *buffer; /* BUFFERED bytes, for what cannot be read with the request owned */
+	unsigned int max;
+	struct bio_vec *bv;
+};
+
+static u32 frame_size(const struct extfuse_frame *frame)
+{
+	return frame->header + frame->payload + frame->footer;
+}
+
+/* Where byte @done of the frame goes: how many bytes go there, and the address, NULL for the payload. */
+static u32 part(const struct extfuse_frame *frame, u32 done, u8 **to)
+{
+	if (done < frame->header) {
+		*to = frame->meta + done;
+		return frame->header - done;
+	}
+	if (done < frame->header + frame->payload) {
+		*to = NULL;
+		return frame->header + frame->payload - done;
+	}
+	*to = frame->meta + (done - frame->payload);
+	return frame_size(frame) - done;
+}
+
+static u32 payload_done(const struct extfuse_frame *frame, u32 done)
+{
+	return clamp(done, frame->header, frame->header + frame->payload) - frame->header;
+}
+
+struct taking {
+	struct fill *fill;
+	struct iov_iter iter; /* over what of the payload is mapped */
+};
+
+/* With the socket's lock, the request owned: a piece of the stream. */
+static int take(read_descriptor_t *desc, struct sk_buff *skb, unsigned int offset, size_t len)
+{
+	struct taking *taking = desc->arg.data;
+	struct fill *fill = taking->fill;
+	struct extfuse_frame *frame = &fill->frame;
+	size_t all = min(len, desc->count), taken = 0;
+
+	while (taken < all) {
+		u8 *to;
+		size_t n = min_t(size_t, part(frame, fill->done, &to), all - taken);
+		int err;
+
+		if (to) {
+			err = skb_copy_bits(skb, offset + taken, to, n);
+		} else {
+			struct iov_iter before = taking->iter;
+
+			n = min(n, iov_iter_count(&taking->iter));
+			if (!n) {
+				desc->count = 0; /* map the next pages first */
+				return taken;
+			}
+			err = skb_copy_datagram_iter(skb, offset + taken, &taking->iter, n);
+			if (!err && frame->summed)
+				frame->crc = crc_of(frame->crc, &before, n);
+		}
+		if (err)
+			return taken ?: err;
+		taken += n;
+		fill->done += n;
+	}
+	desc->count -= taken;
+	return taken;
+}
+
+static void map_rest(struct fill *fill, struct fuse_req *req, struct iov_iter *iter)
+{
+	u32 done = payload_done(&fill->frame, fill->done);
+
+	extfuse_map(req, ITER_DEST, fill->frame.offset + done, fill->frame.payload - done, fill->bv, fill->max, iter);
+}
+
+/*
+ * From a socket that lends out its buffers: into the pages, without a copy
+ * between. The socket's lock is taken first: who holds it may sleep.
+ */
+static ssize_t receive(struct fill *fill)
+{
+	struct taking taking = { .fill = fill };
+	read_descriptor_t desc = { .arg.data = &taking, .count = frame_size(&fill->frame) - fill->done };
+	struct sock *sk = fill->sock->sk;
+	u32 before = fill->done;
+	struct fuse_req *req;
+	ssize_t ret;
+	int err;
+
+	lock_sock(sk);
+	req = extfuse_own(fill->fud, fill->unique, FUSE_READ);
+	if (IS_ERR(req)) {
+		release_sock(sk);
+		return PTR_ERR(req);
+	}
+	map_rest(fill, req, &taking.iter);
+	ret = READ_ONCE(fill->sock->ops)->read_sock(sk, &desc, take);
+	err = extfuse_disown(fill->fud, req, false);
+	release_sock(sk);
+	if (err)
+		return err;
+	if (fill->done != before)
+		return fill->done - before;
+	if (ret < 0)
+		return ret;
+	/* Nothing came: an error, the end, or not yet. */
+	lock_sock(sk);
+	ret = sock_error(sk);
+	if (!ret)
+		ret = skb_queue_empty(&sk->sk_receive_queue) && sk->sk_shutdown & RCV_SHUTDOWN ? 0 : -EAGAIN;
+	release_sock(sk);
+	return ret;
+}
+
+/* From anything else: through a buffer, since it may sleep. */
+static ssize_t read_through(struct fill *fill)
+{
+	struct extfuse_frame *frame = &fill->frame;
+	struct kvec vec;
+	struct msghdr msg = {};
+	struct iov_iter to;
+	struct fuse_req *req;
+	ssize_t ret;
+	int err;
+	u8 *meta;
+
+	if (!fill->buffer) {
+		fill->buffer = kmalloc(BUFFERED, GFP_KERNEL_ACCOUNT);
+		if (!fill->buffer)
+			return -ENOMEM;
+	}
+	vec.iov_len = part(frame, fill->done, &meta);
+	vec.iov_base = meta;
+	if (!meta) {
+		vec.iov_base = fill->buffer;
+		vec.iov_len = min_t(size_t, vec.iov_len, BUFFERED);
+	}
+	iov_iter_kvec(&msg.msg_iter, ITER_DEST, &vec, 1, vec.iov_len);
+	if (fill->sock)
+		ret = sock_recvmsg(fill->sock, &msg, MSG_DONTWAIT);
+	else
+		ret = vfs_iter_read(fill->file, &msg.msg_iter, &fill->pos,
+				    S_ISFIFO(file_inode(fill->file)->i_mode) ? RWF_NOWAIT : 0);
+	if (ret <= 0 || meta) {
+		if (ret > 0)
+			fill->done += ret;
+		return ret;
+	}
+	/* They are gone from the source, whatever comes of the request. */
+	req = extfuse_own(fill->fud, fill->unique, FUSE_READ);
+	if (!IS_ERR(req)) {
+		u8 *from = fill->buffer;
+		size_t rest = ret;
+
+		while (rest) {
+			size_t n;
+
+			map_rest(fill, req, &to);
+			n = copy_to_iter(from, min(rest, iov_iter_count(&to)), &to);
+			if (WARN_ON_ONCE(!n))
+				break;
+			from += n;
+			rest -= n;
+			fill->done += n;
+		}
+		if (frame->summed)
+			frame->crc = extfuse_crc(frame->crc, fill->buffer, ret);
+		err = extfuse_disown(fill->fud, req, false);
+	} else {
+		fill->done += ret;
+		err = PTR_ERR(req);
+	}
+	return err ?: ret;
+}
+
+static int fill_frame(struct fill *fill)
+{
+	bool idle = false;
+	ssize_t got;
+	int err;
+
+	while (fill->done < frame_size(&fill->frame)) {
+		bool lends = fill->sock && READ_ONCE(fill->sock->ops)->read_sock;
+
+		if (lends && !fill->urgent)
+			got = receive(fill);
+		else
+			got = read_through(fill);
+		if (!got)
+			return -ENODATA;
+		if (got > 0) {
+			idle = fill->urgent = false;
+			continue;
+		}
+		if (got != -EAGAIN)
+			return got;
+		err = extfuse_wait(fill->fud->fc, fill->file, EPOLLIN | EPOLLRDHUP, &fill->left);
+		if (err)
+			return err;
+		/* It was ready, and had nothing: urgent data, which recvmsg() skips. If that finds none either... */
+		fill->urgent = idle && !fill->urgent;
+		if (idle && !fill->urgent && fill->left-- > 0)
+			schedule_timeout_interruptible(1);
+		idle = true;
+	}
+	return 0;
+}
+
+/* The bytes of header and footer that came between @from and @to of the frame. */
+static int give_meta(const struct extfuse_frame *frame, u8 __user *mem, u32 from, u32 to)
+{
+	while (from < to) {
+		u8 *at;
+		u32 n = min(part(frame, from, &at), to - from);
+
+		if (at && copy_to_user(mem + (at - frame->meta), at, n))
+			return -EFAULT;
+		from += n;
+	}
+	return 0;
+}
+
+static int run_fill(struct fill *fill, u8 __user *mem)
+{
+	struct extfuse_conn *ext = fill->fud->fc->ext;
+	struct extfuse_frame *frame = &fill->frame;
+	u32 began = fill->done;
+	struct fuse_req *req;
+	int err, late;
+	bool answered;
+
+	/* What an earlier call received, for the program at the gate. */
+	if (frame->resumed && copy_from_user(frame->meta, mem, frame->header + frame->footer))
+		return -EFAULT;
+	req = own_range(fill->fud, fill->unique, frame->offset, frame->payload);
+	if (IS_ERR(req))
+		return PTR_ERR(req);
+	err = begin(req, frame->offset, frame->payload, payload_done(frame, fill->done));
+	late = extfuse_disown(fill->fud, req, false);
+	if (err || late)
+		return err ?: late;
+
+	err = fill_frame(fill);
+	late = give_meta(frame, mem, began, fill->done);
+	err = err ?: late;
+
+	req = extfuse_own(fill->fud, fill->unique, FUSE_READ);
+	if (IS_ERR(req))
+		return PTR_ERR(req);
+	err = end(ext, req, frame, err, payload_done(frame, fill->done));
+	answered = !err && frame->flags & EXTFUSE_SECTION_COMMIT;
+	if (answered && req->ext.filling) {
+		err = -EBUSY;
+		answered = false;
+	}
+	if (answered)
+		set_length(req, req->ext.staged);
+	late = extfuse_disown(fill->fud, req, answered);
+	return err ?: late;
+}
+
+long extfuse_ioctl_fill(struct fuse_dev *fud, struct extfuse_fill __user *arg)
+{
+	struct extfuse_fill args;
+	struct fill fill;
+	int err;
+
+	if (copy_from_user(&args, arg, sizeof(args)))
+		return -EFAULT;
+	if (args.flags & ~(EXTFUSE_SECTION_CRC | EXTFUSE_SECTION_COMMIT) || args.reserved ||
+	    args.header > EXTFUSE_SECTION_META_MAX || args.footer > EXTFUSE_SECTION_META_MAX ||
+	    args.payload > INT_MAX || args.done > args.header + args.payload + args.footer ||
+	    args.pos > (u64)LLONG_MAX - INT_MAX * 2ULL)
+		return -EINVAL;
+	fill = (struct fill) {
+		.frame = {
+			.header = args.header,
+			.payload = args.payload,
+			.footer = args.footer,
+			.offset = args.offset,
+			.flags = args.flags,
+			.crc = ~args.crc,
+			.resumed = args.done,
+			.summed = args.flags & EXTFUSE_SECTION_CRC || has_gate(fud->fc->ext),
+		},
+		.fud = fud,
+		.unique = args.unique,
+		.pos = args.pos + args.done,
+		.left = msecs_to_jiffies(min(args.timeout, (u32)INT_MAX)),
+		.done = args.done,
+		/* Pages of unaligned buffers may be parts of pages: then in several rounds. */
+		.max = clamp(args.payload / PAGE_SIZE + 2, 2U, MAPPED),
+	};
+	fill.file = fget(args.fd);
+	if (!fill.file)
+		return -EBADF;
+	err = extfuse_stream(fill.file, &fill.sock);
+	if (err)
+		goto put;
+	err = -ENOMEM;
+	fill.frame.meta = kvmalloc(max(args.header + args.footer, 1U), GFP_KERNEL_ACCOUNT);
+	fill.bv = kmalloc_array(fill.max, sizeof(*fill.bv), GFP_KERNEL_ACCOUNT);
+	if (fill.frame.meta && fill.bv)
+		err = run_fill(&fill, u64_to_user_ptr(args.mem));
+	kfree(fill.buffer);
+	kfree(fill.bv);
+	kvfree(fill.frame.meta);
+put:
+	fput(fill.file);
+	args.done = fill.done;
+	args.crc = ~fill.frame.crc;
+	if (copy_to_user(arg, &args, sizeof(args)) && !err)
+		err = -EFAULT;
+	/* The daemon calls again by itself, with what came back. */
+	return err == -ERESTARTSYS ? -EINTR : err;
+}
+
+/* ---- SECTIONS ----------------------------------------------------------------- */
+
+long extfuse_ioctl_sections(struct extfuse_conn *ext, const struct extfuse_sections __user *arg)
+{
+	struct extfuse_sections args;
+	struct mm_struct *mm = current->mm, *old;
+
+	if (copy_from_user(&args, arg, sizeof(args)))
+		return -EFAULT;
+	if (args.flags & ~EXTFUSE_SECTIONS_WITHHOLD || args.reserved || !mm)
+		return -EINVAL;
+	mmgrab(mm);
+	old = cmpxchg(&ext->mm, NULL, mm);
+	if (old) {
+		mmdrop(mm);
+		if (old != mm)
+			return -EBUSY;
+	}
+	WRITE_ONCE(ext->withhold, args.flags & EXTFUSE_SECTIONS_WITHHOLD);
+	return 0;
+}
