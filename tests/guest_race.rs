@@ -373,8 +373,8 @@ fn coherent(arguments: &[&str], usual: u64) -> Tree {
     tree
 }
 
-fn coherent_with_handlers(arguments: &[&str]) {
-    let tree = coherent(arguments, 20);
+fn coherent_with_handlers(arguments: &[&str], usual: u64) {
+    let tree = coherent(arguments, usual);
     let (lookup, getattr) = (tree.count("LOOKUP"), tree.count("GETATTR"));
     println!("LOOKUP {lookup:?}\nGETATTR {getattr:?}");
     assert!(lookup.returned.unwrap() > 100 && getattr.returned.unwrap() > 100);
@@ -384,17 +384,17 @@ fn coherent_with_handlers(arguments: &[&str]) {
 
 #[test]
 fn handlers_give_no_stale_answer() {
-    coherent_with_handlers(WITH_HANDLERS[0]);
+    coherent_with_handlers(WITH_HANDLERS[0], 60);
 }
 
 #[test]
 fn handlers_of_an_exclusive_mount_give_no_stale_answer() {
-    coherent_with_handlers(WITH_HANDLERS[1]);
+    coherent_with_handlers(WITH_HANDLERS[1], 20);
 }
 
 #[test]
 fn without_handlers_there_is_no_stale_answer() {
-    coherent(WITHOUT_HANDLERS, 10);
+    coherent(WITHOUT_HANDLERS, 60);
 }
 
 /// Changes are made behind the mount, where nothing tells it: stale answers must be found.
