@@ -2,12 +2,14 @@
 //! FUSE file systems whose lookups, stats and reads are answered in the kernel.
 //!
 //! The parts, and which may use which: `fs` (the file systems) → [`ebpf`] (programs, maps and the
-//! cache protocol) → [`sys`] (system calls and ioctls) → [`abi`] (the numbers that all parties share).
+//! cache protocol) and [`splice`] (payload between memory, files, pipes and sockets) → [`sys`] (system
+//! calls and ioctls) → [`abi`] (the numbers that all parties share).
 
 pub mod abi;
 pub mod control;
 pub mod ebpf;
 pub mod fs;
 pub mod session;
+pub mod splice;
 mod sync;
 pub mod sys;

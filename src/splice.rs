@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Payload on its way between memory, files, pipes and sockets, with as few copies as both ends allow.
+//!
+//! A [`FuseBuf`] says where bytes are (`struct fuse_buf`), a [`FuseBufVec`] is a row of them with a
+//! current position (`struct fuse_bufvec`).
+
+pub mod buf;
+
+pub use buf::{BufFlags, CopyFlags, Fd, FuseBuf, FuseBufVec, Mem};
