@@ -9,5 +9,6 @@ pub mod inode_flags;
 pub mod kernel;
 pub mod mount;
 pub mod mountinfo;
+pub mod pipe;
 pub mod process;
 pub mod xattr;

@@ -286,6 +286,10 @@ impl<'a> FuseBuf<'a> {
         self.flags.contains(BufFlags::IS_FD | BufFlags::FD_SECTION)
     }
 
+    pub(super) fn retries(&self) -> bool {
+        self.flags.intersects(BufFlags::FD_RETRY | BufFlags::FD_SECTION)
+    }
+
     /// All bytes of header and footer.
     pub(super) fn framing(&self) -> usize {
         if self.is_section() {
@@ -327,9 +331,20 @@ impl<'a> FuseBufVec<'a> {
     /// Bytes of payload from the current position on.
     #[must_use]
     pub fn size(&self) -> usize {
+        self.left().fold(0, usize::saturating_add)
+    }
+
+    pub(super) fn has_payload(&self) -> bool {
+        self.left().any(|left| left > 0)
+    }
+
+    /// What is left of the current buffer and of each after it.
+    fn left(&self) -> impl Iterator<Item = usize> {
         let rest = self.bufs.get(self.idx..).unwrap_or_default();
-        let size = rest.iter().fold(0usize, |sum, buf| sum.saturating_add(buf.size));
-        size.saturating_sub(self.off)
+        let done = iter::once(self.off).chain(iter::repeat(0));
+        rest.iter()
+            .zip(done)
+            .map(|(buf, done)| buf.size.saturating_sub(done))
     }
 
     /// Whether a copy came to the end: of a section at the end, the footer went through, too.
@@ -353,6 +368,10 @@ impl<'a> FuseBufVec<'a> {
     #[must_use]
     pub fn current(&self) -> Option<&FuseBuf<'a>> {
         self.bufs.get(self.idx)
+    }
+
+    pub(super) fn current_mut(&mut self) -> Option<&mut FuseBuf<'a>> {
+        self.bufs.get_mut(self.idx)
     }
 
     /// All of them, done or not.
