@@ -2,13 +2,16 @@
 //! Payload on its way between memory, files, pipes and sockets, with as few copies as both ends allow.
 //!
 //! A [`FuseBuf`] says where bytes are (`struct fuse_buf`), a [`FuseBufVec`] is a row of them with a
-//! current position (`struct fuse_bufvec`), and [`copy`] moves bytes from one row to another.
+//! current position (`struct fuse_bufvec`), and [`copy`] moves bytes from one row to another. A [`Merge`]
+//! is one file whose ranges come from different sources.
 
 pub mod buf;
 pub mod copy;
+pub mod merge;
 pub mod pipe;
 mod transfer;
 
 pub use buf::{BufFlags, CopyFlags, Fd, FuseBuf, FuseBufVec, Mem};
 pub use copy::{SectionEnded, copy};
+pub use merge::{Merge, MergeBuilder, MergeError, Source};
 pub use pipe::{Pipe, with_pipe};
