@@ -112,6 +112,9 @@ impl Source for Hole {
 /// The frames come in the order they were asked for: who reads from two threads over one stream keeps a
 /// plan and its copy together under a lock, or gives each thread a stream. A plan that is given up
 /// leaves frames in the stream, which is then of no more use.
+///
+/// A plan asks for all its frames before the first is received. The other end must take as many
+/// requests as a read needs, whether its answers are received or not.
 #[derive(Clone)]
 pub struct Stream<F> {
     fd: Arc<OwnedFd>,
@@ -335,7 +338,7 @@ impl Merge {
     }
 }
 
-/// `len` is never more than a size in memory: no plan is for more.
+/// Lets a source give its part, and checks that it did.
 fn push(source: &dyn Source, offset: u64, len: u64, plan: &mut FuseBufVec<'static>) -> io::Result<()> {
     let len = usize::try_from(len).map_err(|_| Errno::EOVERFLOW)?;
     let before = plan.size();
