@@ -326,7 +326,8 @@ mod tests {
 
     #[test]
     fn more_than_the_system_gives_is_as_much_as_it_gives() {
-        let mut pipe = Pipe::new(1).unwrap();
+        let mut pipe = Pipe::new(100_000).unwrap();
+        assert_eq!(pipe.capacity(), 128 << 10);
         // Not even root gets this: the kernel rounds up to a power of two and overflows, or has no memory.
         pipe.grow(usize::MAX);
         let capacity = pipe.capacity();

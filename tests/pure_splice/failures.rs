@@ -248,7 +248,7 @@ fn nonblock_is_for_pipes() {
         libc::EAGAIN
     );
     assert_eq!((src.off, dst.off), (4096, 4096));
-    // A source that does not wait: splice(2) itself looks only at its flag.
+    // A source that does not wait.
     nonblocking(&read);
     let mut bytes = [0; 4096];
     (&File::from(read.try_clone().unwrap()))
