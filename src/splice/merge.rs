@@ -320,7 +320,7 @@ impl Merge {
         let mut plan = FuseBufVec::new();
         let first = self.ranges.partition_point(|range| range.end() <= offset);
         for range in self.ranges.iter().skip(first) {
-            if range.start >= end {
+            if range.start >= end || at >= end {
                 break;
             }
             if at < range.start {
@@ -424,6 +424,20 @@ mod tests {
             .unwrap();
         assert_eq!(merge.plan(0, 9).unwrap().size(), 9);
         assert!(merge.plan(5, 5).is_err());
+    }
+
+    #[test]
+    fn only_the_sources_of_a_range_are_asked() {
+        let memory = || Memory::from(vec![1; 10]);
+        let merge = Merge::builder().append(10, memory()).append(10, memory());
+        let merge = merge.build().unwrap();
+        for (offset, size, buffers) in [(0, 10, 1), (10, 10, 1), (9, 2, 2), (5, 0, 0)] {
+            assert_eq!(
+                merge.plan(offset, size).unwrap().count(),
+                buffers,
+                "{offset} {size}"
+            );
+        }
     }
 
     #[test]
