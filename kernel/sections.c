@@ -407,7 +407,7 @@ static int copy_payload(struct fuse_copy_state *cs, struct fuse_req *req, struct
 			frame->crc = crc_of(frame->crc, &iter, iov_iter_count(&iter));
 		off += iov_iter_count(&iter);
 	}
-	fuse_copy_finish(cs);
+	/* What is left of a page of the message stays mapped in @cs: the footer is next. */
 	fuse_copy_bind(cs, NULL);
 	return err;
 }
