@@ -64,6 +64,7 @@ void extfuse_evict(struct inode *inode);
 /* sections.c */
 int extfuse_stage(struct fuse_dev *fud, struct fuse_copy_state *cs, u64 unique, size_t nbytes);
 int extfuse_commit(struct fuse_copy_state *cs, struct fuse_req *req, size_t nbytes);
+struct fuse_req *extfuse_find_sent(struct fuse_dev *fud, u64 unique);
 
 /* drain.c */
 bool extfuse_withheld(const struct fuse_req *req);
@@ -76,7 +77,6 @@ ssize_t fuse_direct_write_iter(struct kiocb *iocb, struct iov_iter *from);
 struct fuse_req *request_find(struct fuse_pqueue *fpq, u64 unique);
 unsigned int fuse_req_hash(u64 unique);
 void fuse_copy_bind(struct fuse_copy_state *cs, struct fuse_req *req);
-void fuse_copy_finish(struct fuse_copy_state *cs);
 int fuse_copy_one(struct fuse_copy_state *cs, void *val, unsigned size);
 int fuse_copy_page(struct fuse_copy_state *cs, struct page **pagep, unsigned offset, unsigned count, int zeroing);
 

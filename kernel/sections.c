@@ -158,28 +158,40 @@ static bool is_busy(struct fuse_pqueue *fpq, u64 unique)
 }
 
 /*
- * The request that the daemon knows as @unique, from now on ours; waits while it
- * is somebody else's. FR_SENT stays set, so that an INTERRUPT still goes out.
+ * The request that the daemon knows as @unique, or NULL; with fpq->lock held. One that is owned is
+ * waited for: what the daemon has to say to it, it says once.
+ */
+struct fuse_req *extfuse_find_sent(struct fuse_dev *fud, u64 unique)
+{
+	struct fuse_pqueue *fpq = &fud->pq;
+	struct fuse_req *req;
+	int err = 0;
+
+	for (;;) {
+		spin_lock(&fpq->lock);
+		req = fpq->connected ? request_find(fpq, unique) : NULL;
+		if (req || err || !fpq->connected || !find_busy(fpq, unique))
+			return req;
+		spin_unlock(&fpq->lock);
+		err = wait_event_killable(fud->fc->blocked_waitq, !is_busy(fpq, unique));
+	}
+}
+
+/*
+ * The request that the daemon knows as @unique, from now on ours. FR_SENT stays
+ * set, so that an INTERRUPT still goes out.
  */
 struct fuse_req *extfuse_own(struct fuse_dev *fud, u64 unique, u32 opcode)
 {
 	struct fuse_pqueue *fpq = &fud->pq;
 	struct fuse_req *req;
-	bool busy;
 
 	if (!unique || unique & 1) /* an INTERRUPT's */
 		return ERR_PTR(-EINVAL);
-	for (;;) {
-		spin_lock(&fpq->lock);
-		req = fpq->connected ? request_find(fpq, unique) : NULL;
-		if (req)
-			break;
-		busy = fpq->connected && find_busy(fpq, unique);
+	req = extfuse_find_sent(fud, unique);
+	if (!req) {
 		spin_unlock(&fpq->lock);
-		if (!busy)
-			return ERR_PTR(-ENOENT);
-		if (wait_event_killable(fud->fc->blocked_waitq, !is_busy(fpq, unique)))
-			return ERR_PTR(-EINTR);
+		return ERR_PTR(fatal_signal_pending(current) ? -EINTR : -ENOENT);
 	}
 	if (req->in.h.opcode != opcode || (opcode == FUSE_READ ? !req->args->out_pages : !req->args->in_pages)) {
 		spin_unlock(&fpq->lock);
@@ -346,16 +358,20 @@ static int judge(struct extfuse_conn *ext, struct fuse_req *req, struct extfuse_
 /* Owned: the section is over, whole or not. @got: bytes of its payload. */
 static int end(struct extfuse_conn *ext, struct fuse_req *req, struct extfuse_frame *frame, int err, u32 got)
 {
+	if (!req->ext.filling) /* resent meanwhile, and all forgotten */
+		return -ENOENT;
 	req->ext.filling--;
 	if (!err) {
 		err = judge(ext, req, frame);
 		got = 0;
 	}
-	if (err)
+	if (err) {
 		zero(req, frame->offset + got, frame->payload - got);
-	else
-		req->ext.staged = max(req->ext.staged, frame->offset + frame->payload);
-	return err;
+		return err;
+	}
+	req->ext.staged = max(req->ext.staged, frame->offset + frame->payload);
+	req->ext.whole = true;
+	return 0;
 }
 
 /* ---- Commit ----------------------------------------------------------------- */
