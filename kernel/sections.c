@@ -505,6 +505,7 @@ out:
  */
 int extfuse_wait(struct fuse_conn *fc, struct file *file, __poll_t events, long *left)
 {
+	struct socket *sock = sock_from_file(file);
 	struct poll_wqueues table;
 	int err = 0;
 
@@ -516,6 +517,9 @@ int extfuse_wait(struct fuse_conn *fc, struct file *file, __poll_t events, long 
 	for (;;) {
 		__poll_t ready = vfs_poll(file, &table.pt) & (events | EPOLLERR | EPOLLHUP);
 
+		/* It may be for the queue of errors, where notices of zero-copy sends wait. */
+		if (ready == EPOLLERR && sock && !READ_ONCE(sock->sk->sk_err))
+			ready = 0;
 		table.pt._qproc = NULL;
 		err = -ENOENT;
 		if (!READ_ONCE(fc->connected))
@@ -671,11 +675,12 @@ static ssize_t receive(struct fill *fill)
 		return fill->done - before;
 	if (ret < 0)
 		return ret;
-	/* Nothing came: an error, the end, or not yet. */
+	/* Nothing came: an error, the end, or not yet; or urgent data is in the way. */
 	lock_sock(sk);
+	fill->urgent = !skb_queue_empty(&sk->sk_receive_queue);
 	ret = sock_error(sk);
 	if (!ret)
-		ret = skb_queue_empty(&sk->sk_receive_queue) && sk->sk_shutdown & RCV_SHUTDOWN ? 0 : -EAGAIN;
+		ret = !fill->urgent && sk->sk_shutdown & RCV_SHUTDOWN ? 0 : -EAGAIN;
 	release_sock(sk);
 	return ret;
 }
@@ -743,21 +748,20 @@ static ssize_t read_through(struct fill *fill)
 
 static int fill_frame(struct fill *fill)
 {
-	bool idle = false;
+	bool lends = fill->sock && READ_ONCE(fill->sock->ops)->read_sock, idle = false;
 	ssize_t got;
 	int err;
 
 	while (fill->done < frame_size(&fill->frame)) {
-		bool lends = fill->sock && READ_ONCE(fill->sock->ops)->read_sock;
-
-		if (lends && !fill->urgent)
+		got = -EAGAIN;
+		if (lends)
 			got = receive(fill);
-		else
+		if (got == -EAGAIN && (!lends || fill->urgent))
 			got = read_through(fill);
 		if (!got)
 			return -ENODATA;
 		if (got > 0) {
-			idle = fill->urgent = false;
+			idle = false;
 			continue;
 		}
 		if (got != -EAGAIN)
@@ -765,10 +769,13 @@ static int fill_frame(struct fill *fill)
 		err = extfuse_wait(fill->fud->fc, fill->file, EPOLLIN | EPOLLRDHUP, &fill->left);
 		if (err)
 			return err;
-		/* It was ready, and had nothing: urgent data, which recvmsg() skips. If that finds none either... */
-		fill->urgent = idle && !fill->urgent;
-		if (idle && !fill->urgent && fill->left-- > 0)
+		/* Ready once more, and nothing there: not in a tight loop, and not for ever. */
+		if (idle) {
+			if (fill->left <= 0)
+				return -ETIMEDOUT;
+			fill->left--;
 			schedule_timeout_interruptible(1);
+		}
 		idle = true;
 	}
 	return 0;
