@@ -64,6 +64,7 @@ fn main() {
     println!("cargo::rerun-if-changed=bpf");
     let clang = find_clang();
     skeleton("bpf/extfuse.bpf.c", "extfuse", &clang);
-    // A program set for the tests; cargo has no build script for tests alone.
+    // Program sets for the tests; cargo has no build script for tests alone.
     skeleton("tests/guest_handlers/hostile.bpf.c", "hostile", &clang);
+    skeleton("tests/guest_sections/gate.bpf.c", "gate", &clang);
 }

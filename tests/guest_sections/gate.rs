@@ -1,0 +1,340 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A program at the gate, which sees header, footer and CRC of a section before the commit; and daemons
+//! that look for themselves.
+
+use std::mem::MaybeUninit;
+
+use extfuse::abi::{SECTION_COMMIT, SECTION_CRC};
+use fuser::Errno;
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{Link, OpenObject};
+
+use crate::harness::{Frame, POISON, Read, Served, assert_bytes, bytes, crc32c, errno};
+use crate::refusals::stage_message;
+use crate::wires::{Kind, Wire};
+
+#[allow(
+    dead_code,
+    missing_debug_implementations,
+    unsafe_op_in_unsafe_fn,
+    unused_qualifications,
+    clippy::all,
+    clippy::undocumented_unsafe_blocks,
+    clippy::wildcard_imports
+)]
+mod skeleton {
+    include!(concat!(env!("OUT_DIR"), "/gate.skel.rs"));
+}
+
+use skeleton::types::bss as Seen;
+use skeleton::{GateSkel, GateSkelBuilder};
+
+const SIZE: u64 = 1 << 30;
+const ERROR_BUDGET: u64 = extfuse::abi::ERROR_BUDGET;
+/// Of the files, by their place among the names.
+const CACHED: u64 = 2;
+const DIRECT: u64 = 3;
+
+/// The program, attached to a mount.
+struct Gate {
+    skeleton: GateSkel<'static>,
+    _link: Link,
+}
+
+impl Gate {
+    fn at(served: &Served) -> Self {
+        // One a test process: the object has to outlive its skeleton.
+        let storage: &'static mut MaybeUninit<OpenObject> = Box::leak(Box::new(MaybeUninit::uninit()));
+        let mut open = GateSkelBuilder::default().open(storage).unwrap();
+        // SAFETY: it lives in the shadow value of `open`.
+        let ops: &mut skeleton::types::extfuse_ops = unsafe { &mut *(open.struct_ops.gate_mut() as *mut _) };
+        ops.conn = served.conn;
+        let mut skeleton = open.load().unwrap();
+        let link = skeleton.maps.gate.attach_struct_ops().unwrap();
+        Self {
+            skeleton,
+            _link: link,
+        }
+    }
+
+    fn tell(&mut self, how: impl FnOnce(&mut Seen)) {
+        how(self.skeleton.maps.bss_data.as_deref_mut().unwrap());
+    }
+
+    fn seen(&self) -> &Seen {
+        self.skeleton.maps.bss_data.as_deref().unwrap()
+    }
+}
+
+/// A frame as the program wants it.
+fn sealed(nodeid: u64, pos: u64, payload: usize) -> Frame {
+    let mut frame = Frame::usual(pos, payload);
+    frame.header[..8].copy_from_slice(&nodeid.to_le_bytes());
+    frame.footer[98..].copy_from_slice(&crc32c(&frame.payload).to_le_bytes());
+    frame
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Fill,
+    FillCommit,
+    Stage,
+}
+
+const WAYS: [Way; 3] = [Way::Fill, Way::FillCommit, Way::Stage];
+
+/// The errno with which the section comes back.
+fn put(read: &Read, served: &Served, frame: &Frame, way: Way, offset: u32) -> i32 {
+    let mut mem = vec![POISON; frame.meta().len() + 4];
+    match way {
+        Way::Stage => {
+            let message = stage_message(read.unique, mem.as_mut_ptr() as u64, frame, frame.section(offset));
+            errno(&served.message(&message))
+        }
+        _ => {
+            let mut wire = Wire::new(Kind::Unix);
+            wire.send(&frame.whole());
+            let mut fill = read.fill(frame, &wire.fd);
+            // The program gets the CRC, whether the daemon wants it or not.
+            fill.flags = if matches!(way, Way::FillCommit) {
+                SECTION_COMMIT
+            } else {
+                0
+            };
+            fill.offset = offset;
+            errno(&read.device.fill(&mut fill, &mut mem))
+        }
+    }
+}
+
+#[test]
+fn sections_are_accepted_and_rejected() {
+    let served = Served::new(SIZE);
+    let gate = Gate::at(&served);
+    for (name, nodeid) in [("cached", CACHED), ("direct", DIRECT)] {
+        for (turn, way) in WAYS.into_iter().enumerate() {
+            let (at, size) = ((turn as u64) << 20, 5000);
+            let asked = gate.seen().asked;
+            // What the program accepts is read...
+            let (seen, ()) = served.one_read(name, (at, size), |read| {
+                let frame = sealed(nodeid, at, read.size as usize);
+                assert_eq!(put(&read, &served, &frame, way, 0), 0, "{way:?}");
+                let seen = gate.seen();
+                assert_eq!((seen.last_pos, seen.last_fh), (at, nodeid));
+                assert_eq!(seen.last_payload, read.size);
+                assert_eq!(seen.last_flags, [0, SECTION_COMMIT, SECTION_CRC][turn]);
+                read.commit();
+            });
+            assert_bytes(&seen.unwrap(), &bytes(at, size), &format!("{name} {way:?}"));
+            assert_eq!(gate.seen().asked, asked + 1);
+            // ... what it rejects is not, and nothing of it.
+            for (spoil, error) in [
+                ((|frame| frame.header[0] ^= 1) as fn(&mut Frame), libc::EACCES),
+                (|frame| frame.payload[1234] ^= 1, libc::EBADMSG),
+                (|frame| frame.footer[101] ^= 1, libc::EBADMSG),
+                (|frame| frame.header.truncate(4), libc::EBADMSG),
+                (|frame| frame.footer.clear(), libc::EBADMSG),
+            ] {
+                let at = at + (1 << 19);
+                let (seen, ()) = served.one_read("direct", (at, 9000), |read| {
+                    let mut frame = sealed(DIRECT, at, 5000);
+                    spoil(&mut frame);
+                    assert_eq!(put(&read, &served, &frame, way, 0), error, "{way:?}");
+                    assert_eq!(
+                        put(&read, &served, &sealed(DIRECT, at + 5000, 4000), Way::Stage, 5000),
+                        0
+                    );
+                    read.commit();
+                });
+                let right = [vec![0; 5000], bytes(at + 5000, 4000)].concat();
+                assert_bytes(&seen.unwrap(), &right, "rejected");
+            }
+        }
+    }
+    assert_eq!(served.device.status().unwrap().errors, 0);
+}
+
+/// What came before a resumption is known to the daemon only; the program is not told by it.
+#[test]
+fn the_crc_of_a_resumed_section_is_the_kernels() {
+    let served = Served::new(SIZE);
+    let _gate = Gate::at(&served);
+    for lie in [false, true] {
+        let (seen, ()) = served.one_read("direct", (0, 5000), |read| {
+            let mut frame = sealed(DIRECT, 0, 5000);
+            let right = crc32c(&frame.payload);
+            frame.payload[100] ^= u8::from(lie);
+            let mut wire = Wire::new(Kind::Unix);
+            wire.send(&frame.whole()[..4000]);
+            let (mut fill, mut mem) = (read.fill(&frame, &wire.fd), [0; 204]);
+            fill.timeout = 50;
+            assert_eq!(errno(&read.device.fill(&mut fill, &mut mem)), libc::ETIMEDOUT);
+            // As if what came were right.
+            fill.crc = crc32c(&bytes(0, 4000 - 102));
+            wire.send(&frame.whole()[4000..]);
+            let error = errno(&read.device.fill(&mut fill, &mut mem));
+            assert_eq!(error, if lie { libc::EBADMSG } else { 0 });
+            assert_eq!(mem[200..], right.to_le_bytes());
+            read.commit();
+        });
+        let right = if lie { vec![] } else { bytes(0, 5000) };
+        assert_bytes(&seen.unwrap(), &right, "resumed");
+    }
+}
+
+#[test]
+fn a_verdict_that_is_none_is_charged() {
+    let served = Served::new(SIZE);
+    let mut gate = Gate::at(&served);
+    let (mut charged, frame) = (0, sealed(DIRECT, 0, 100));
+    for (garbage, way) in [1, i32::MAX, -512, i32::MIN]
+        .into_iter()
+        .zip(WAYS.into_iter().cycle())
+    {
+        gate.tell(|seen| seen.garbage = garbage);
+        let (seen, ()) = served.one_read("direct", (0, 100), |read| {
+            assert_eq!(put(&read, &served, &frame, way, 0), libc::EIO, "{garbage}");
+            read.reject(Errno::EIO);
+        });
+        assert_eq!(errno(&seen), libc::EIO);
+        charged += 1;
+        assert_eq!(served.device.status().unwrap().errors, charged);
+    }
+    // An errno of its own is none of these.
+    gate.tell(|seen| seen.garbage = -libc::EDQUOT);
+    let (_, ()) = served.one_read("direct", (0, 100), |read| {
+        assert_eq!(put(&read, &served, &frame, Way::Fill, 0), libc::EDQUOT);
+    });
+    assert_eq!(served.device.status().unwrap().errors, charged);
+}
+
+#[test]
+fn a_program_that_reads_beyond_the_end_is_ejected() {
+    let served = Served::new(SIZE);
+    let mut gate = Gate::at(&served);
+    gate.tell(|seen| seen.beyond = 1);
+    let frame = sealed(DIRECT, 0, 100);
+    let mut turns = 0;
+    while served.device.status().unwrap().attached == 1 {
+        turns += 1;
+        let (seen, ()) = served.one_read("direct", (0, 100), |read| {
+            assert_eq!(put(&read, &served, &frame, Way::Stage, 0), 0);
+            read.commit();
+        });
+        assert_bytes(&seen.unwrap(), &bytes(0, 100), "right all the same");
+        assert_eq!(gate.seen().refused_reads, 3 * turns);
+        assert!(turns < 100);
+    }
+    let status = served.device.status().unwrap();
+    assert!(status.errors > ERROR_BUDGET - 3, "{}", status.errors);
+    assert_eq!(u64::from(turns), ERROR_BUDGET.div_ceil(3));
+    assert!(
+        String::from_utf8_lossy(&status.reason).contains("section"),
+        "{:?}",
+        status.reason
+    );
+    // Without it, every section is accepted.
+    let (seen, ()) = served.one_read("direct", (0, 100), |read| {
+        assert_eq!(put(&read, &served, &Frame::usual(0, 100), Way::Fill, 0), 0);
+        read.commit();
+    });
+    assert_bytes(&seen.unwrap(), &bytes(0, 100), "without a gate");
+}
+
+/// Each bit of a frame, one after the other, is wrong.
+fn every_bit(frame: &Frame) -> impl Iterator<Item = Frame> + '_ {
+    let whole = frame.whole();
+    (0..whole.len() * 8).map(move |bit| {
+        let mut wrong = whole.clone();
+        wrong[bit / 8] ^= 1 << (bit % 8);
+        let (header, rest) = wrong.split_at(frame.header.len());
+        let (payload, footer) = rest.split_at(frame.payload.len());
+        Frame {
+            header: header.to_vec(),
+            payload: payload.to_vec(),
+            footer: footer.to_vec(),
+        }
+    })
+}
+
+/// A frame that is nothing but what is checked.
+fn small(nodeid: u64) -> Frame {
+    let payload = bytes(0, 16);
+    Frame {
+        header: nodeid.to_le_bytes().to_vec(),
+        footer: crc32c(&payload).to_le_bytes().to_vec(),
+        payload,
+    }
+}
+
+#[test]
+fn with_any_bit_wrong_the_daemon_rejects() {
+    let served = Served::new(SIZE);
+    let mut wire = Wire::new(Kind::Tcp);
+    let file = served.open("cached");
+    let mut bits = 0;
+    for wrong in every_bit(&small(CACHED)) {
+        let (file, mut reads) = (file.try_clone().unwrap(), 0);
+        let (seen, buffer) = served.while_running(
+            move || {
+                let mut buffer = [POISON; 16];
+                (std::os::unix::fs::FileExt::read_at(&file, &mut buffer, 0), buffer)
+            },
+            |read| {
+                reads += 1;
+                wire.send(&wrong.whole());
+                let (mut fill, mut mem) = (read.fill(&wrong, &wire.fd), [0; 12]);
+                read.device.fill(&mut fill, &mut mem).unwrap();
+                let right = mem[..8] == CACHED.to_le_bytes() && mem[8..] == fill.crc.to_le_bytes();
+                assert!(!right);
+                read.reject(Errno::EIO);
+            },
+        );
+        assert!(reads > 0);
+        assert_eq!((errno(&seen), buffer), (libc::EIO, [POISON; 16]));
+        bits += 1;
+    }
+    assert_eq!(bits, 28 * 8);
+}
+
+#[test]
+fn with_any_bit_wrong_the_gate_rejects() {
+    let served = Served::new(SIZE);
+    let _gate = Gate::at(&served);
+    let mut wire = Wire::new(Kind::Tcp);
+    let file = served.open("cached");
+    for wrong in every_bit(&small(CACHED)) {
+        let file = file.try_clone().unwrap();
+        let (seen, buffer) = served.while_running(
+            move || {
+                let mut buffer = [POISON; 16];
+                (std::os::unix::fs::FileExt::read_at(&file, &mut buffer, 0), buffer)
+            },
+            |read| {
+                wire.send(&wrong.whole());
+                let (mut fill, mut mem) = (read.fill(&wrong, &wire.fd), [0; 12]);
+                fill.flags = SECTION_COMMIT;
+                let error = errno(&read.device.fill(&mut fill, &mut mem));
+                assert!([libc::EBADMSG, libc::EACCES].contains(&error), "{error}");
+                read.reject(Errno::EIO);
+            },
+        );
+        assert_eq!((errno(&seen), buffer), (libc::EIO, [POISON; 16]));
+    }
+    // And the right one is accepted: nothing of the wrong ones is left.
+    let file = file.try_clone().unwrap();
+    let right = served.while_running(
+        move || {
+            let mut buffer = [POISON; 16];
+            std::os::unix::fs::FileExt::read_at(&file, &mut buffer, 0).map(|got| buffer[..got].to_vec())
+        },
+        |read| {
+            let frame = small(CACHED);
+            wire.send(&frame.whole());
+            let (mut fill, mut mem) = (read.fill(&frame, &wire.fd), [0; 12]);
+            fill.flags = SECTION_COMMIT;
+            read.device.fill(&mut fill, &mut mem).unwrap();
+        },
+    );
+    assert_bytes(&right.unwrap(), &bytes(0, 16), "the right one");
+}
