@@ -83,7 +83,19 @@ void extfuse_map(struct fuse_req *req, unsigned int dir, unsigned int off, unsig
 	unsigned int i, nr = 0, mapped = 0;
 	struct bio_vec one;
 
-	for (i = 0; mapped < len && page_at(ap, i, &one); i++) {
+	for (i = 0; mapped < len && nr < max && page_at(ap, i, &one); i++) {
+		if (off >= one.bv_len) {
+			off -= one.bv_len;
+			continue;
+		}
+		if (likely(one.bv_offset + one.bv_len <= PAGE_SIZE)) {
+			unsigned int n = min(one.bv_len - off, len - mapped);
+
+			bvec_set_page(&bv[nr++], one.bv_page, n, one.bv_offset + off);
+			mapped += n;
+			off = 0;
+			continue;
+		}
 		for (; off < one.bv_len && mapped < len && nr < max; nr++) {
 			unsigned int at = one.bv_offset + off;
 			unsigned int n = min3(one.bv_len - off, len - mapped, (unsigned int)(PAGE_SIZE - offset_in_page(at)));
@@ -570,6 +582,8 @@ struct fill {
 	u8 *buffer; /* BUFFERED bytes, for what cannot be read with the request owned */
 	unsigned int max;
 	struct bio_vec *bv;
+	struct iov_iter to; /* over what of the payload's rest is mapped */
+	int low_water; /* of the socket, before; 0: not raised */
 };
 
 static u32 frame_size(const struct extfuse_frame *frame)
@@ -597,52 +611,53 @@ static u32 payload_done(const struct extfuse_frame *frame, u32 done)
 	return clamp(done, frame->header, frame->header + frame->payload) - frame->header;
 }
 
-struct taking {
-	struct fill *fill;
-	struct iov_iter iter; /* over what of the payload is mapped */
-};
-
-/* With the socket's lock, the request owned: a piece of the stream. */
+/*
+ * With the socket's lock, the request owned: a piece of the stream. The checksum
+ * is of the socket's own bytes, which lie together, unlike the pages.
+ */
 static int take(read_descriptor_t *desc, struct sk_buff *skb, unsigned int offset, size_t len)
 {
-	struct taking *taking = desc->arg.data;
-	struct fill *fill = taking->fill;
+	struct fill *fill = desc->arg.data;
 	struct extfuse_frame *frame = &fill->frame;
 	size_t all = min(len, desc->count), taken = 0;
+	struct skb_seq_state pieces;
 
+	skb_prepare_seq_read(skb, offset, offset + all, &pieces);
 	while (taken < all) {
+		const u8 *from;
 		u8 *to;
-		size_t n = min_t(size_t, part(frame, fill->done, &to), all - taken);
-		int err;
+		size_t n = skb_seq_read(taken, &from, &pieces);
 
+		if (!n)
+			return taken ?: -EFAULT;
+		n = min_t(size_t, part(frame, fill->done, &to), n);
 		if (to) {
-			err = skb_copy_bits(skb, offset + taken, to, n);
+			memcpy(to, from, n);
 		} else {
-			struct iov_iter before = taking->iter;
-
-			n = min(n, iov_iter_count(&taking->iter));
+			n = _copy_to_iter(from, n, &fill->to);
 			if (!n) {
-				desc->count = 0; /* map the next pages first */
-				return taken;
+				desc->count = taken; /* map the next pages first */
+				break;
 			}
-			err = skb_copy_datagram_iter(skb, offset + taken, &taking->iter, n);
-			if (!err && frame->summed)
-				frame->crc = crc_of(frame->crc, &before, n);
+			if (frame->summed)
+				frame->crc = extfuse_crc(frame->crc, from, n);
 		}
-		if (err)
-			return taken ?: err;
 		taken += n;
 		fill->done += n;
 	}
+	skb_abort_seq_read(&pieces);
 	desc->count -= taken;
 	return taken;
 }
 
-static void map_rest(struct fill *fill, struct fuse_req *req, struct iov_iter *iter)
+/* Owned. The pages stay the same as long as it is found. */
+static void map_rest(struct fill *fill, struct fuse_req *req)
 {
 	u32 done = payload_done(&fill->frame, fill->done);
 
-	extfuse_map(req, ITER_DEST, fill->frame.offset + done, fill->frame.payload - done, fill->bv, fill->max, iter);
+	if (!iov_iter_count(&fill->to))
+		extfuse_map(req, ITER_DEST, fill->frame.offset + done, fill->frame.payload - done, fill->bv, fill->max,
+			    &fill->to);
 }
 
 /*
@@ -651,8 +666,7 @@ static void map_rest(struct fill *fill, struct fuse_req *req, struct iov_iter *i
  */
 static ssize_t receive(struct fill *fill)
 {
-	struct taking taking = { .fill = fill };
-	read_descriptor_t desc = { .arg.data = &taking, .count = frame_size(&fill->frame) - fill->done };
+	read_descriptor_t desc = { .arg.data = fill, .count = frame_size(&fill->frame) - fill->done };
 	struct sock *sk = fill->sock->sk;
 	u32 before = fill->done;
 	struct fuse_req *req;
@@ -665,7 +679,7 @@ static ssize_t receive(struct fill *fill)
 		release_sock(sk);
 		return PTR_ERR(req);
 	}
-	map_rest(fill, req, &taking.iter);
+	map_rest(fill, req);
 	ret = READ_ONCE(fill->sock->ops)->read_sock(sk, &desc, take);
 	err = extfuse_disown(fill->fud, req, false);
 	release_sock(sk);
@@ -691,7 +705,6 @@ static ssize_t read_through(struct fill *fill)
 	struct extfuse_frame *frame = &fill->frame;
 	struct kvec vec;
 	struct msghdr msg = {};
-	struct iov_iter to;
 	struct fuse_req *req;
 	ssize_t ret;
 	int err;
@@ -728,8 +741,8 @@ static ssize_t read_through(struct fill *fill)
 		while (rest) {
 			size_t n;
 
-			map_rest(fill, req, &to);
-			n = copy_to_iter(from, min(rest, iov_iter_count(&to)), &to);
+			map_rest(fill, req);
+			n = copy_to_iter(from, min(rest, iov_iter_count(&fill->to)), &fill->to);
 			if (WARN_ON_ONCE(!n))
 				break;
 			from += n;
@@ -744,6 +757,34 @@ static ssize_t read_through(struct fill *fill)
 		err = PTR_ERR(req);
 	}
 	return err ?: ret;
+}
+
+/*
+ * TCP wakes us once, with the rest of the frame, or as much as fits its buffer,
+ * instead of with every segment. Not where somebody else takes the bytes first
+ * (kTLS): what waits there would never be enough.
+ */
+static void raise_low_water(struct fill *fill)
+{
+	u32 rest = frame_size(&fill->frame) - fill->done;
+	struct sock *sk = fill->sock->sk;
+
+	lock_sock(sk);
+	if (READ_ONCE(fill->sock->ops)->read_sock == tcp_read_sock) {
+		if (!fill->low_water)
+			fill->low_water = sk->sk_rcvlowat;
+		READ_ONCE(fill->sock->ops)->set_rcvlowat(sk, rest);
+	}
+	release_sock(sk);
+}
+
+static void restore_low_water(struct fill *fill)
+{
+	struct sock *sk = fill->sock->sk;
+
+	lock_sock(sk);
+	WRITE_ONCE(sk->sk_rcvlowat, fill->low_water);
+	release_sock(sk);
 }
 
 static int fill_frame(struct fill *fill)
@@ -766,9 +807,15 @@ static int fill_frame(struct fill *fill)
 		}
 		if (got != -EAGAIN)
 			return got;
+		if (lends)
+			raise_low_water(fill);
 		err = extfuse_wait(fill->fud->fc, fill->file, EPOLLIN | EPOLLRDHUP, &fill->left);
-		if (err)
+		if (err) {
+			/* What was too little to be woken for counts, too. */
+			if (fill->low_water && receive(fill) > 0 && fill->done == frame_size(&fill->frame))
+				err = 0;
 			return err;
+		}
 		/* Ready once more, and nothing there: not in a tight loop, and not for ever. */
 		if (idle) {
 			if (fill->left <= 0)
@@ -816,6 +863,8 @@ static int run_fill(struct fill *fill, u8 __user *mem)
 		return err ?: late;
 
 	err = fill_frame(fill);
+	if (fill->low_water)
+		restore_low_water(fill);
 	late = give_meta(frame, mem, began, fill->done);
 	err = err ?: late;
 
