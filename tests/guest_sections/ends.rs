@@ -17,7 +17,9 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 
 use crate::common::eventually;
-use crate::harness::{PATIENCE, POISON, Served, assert_bytes, bytes, errno, within};
+use crate::harness::{
+    PATIENCE, POISON, Served, assert_bytes, bytes, errno, remove_and_load_the_module, within,
+};
 use crate::refusals::stage_message;
 use crate::waiting::{STEPS, frame};
 use crate::wires::{Kind, Wire};
@@ -214,22 +216,4 @@ fn the_module_can_be_removed() {
     in_each_step(Served::force_unmount);
     remove_and_load_the_module();
     drop(Served::new(SIZE));
-}
-
-pub fn remove_and_load_the_module() {
-    let control = "/sys/fs/extfuse/connections";
-    while umount2(control, MntFlags::empty()).is_ok() {}
-    eventually(|| run("rmmod", &["extfuse"]));
-    // As scripts/vm has set it up.
-    assert!(run("modprobe", &["extfuse"]));
-    assert!(run("mount", &["-t", "extfusectl", "extfusectl", control]));
-}
-
-fn run(program: &str, arguments: &[&str]) -> bool {
-    Command::new(program)
-        .args(arguments)
-        .output()
-        .unwrap()
-        .status
-        .success()
 }

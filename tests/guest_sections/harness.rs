@@ -8,8 +8,9 @@ use std::io::{self, IoSlice, Write as _};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::process::Command;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -41,22 +42,46 @@ pub const NAMES: [(&str, u32); 4] = [
     ("direct-withheld", 1 | abi::OPEN_WITHHOLD),
 ];
 
+/// What every file repeats. Its length is prime: nothing that is shifted by pages looks right.
+fn pattern() -> &'static [u8] {
+    static PATTERN: OnceLock<Vec<u8>> = OnceLock::new();
+    PATTERN.get_or_init(|| {
+        let mut state = 1u32;
+        let next = |_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            1 + (state >> 24 & 0x7e) as u8
+        };
+        (0..65_521).map(next).collect()
+    })
+}
+
 /// Byte `at` of every file: never zero, and never [`POISON`].
 pub fn byte(at: u64) -> u8 {
-    1 + ((at ^ (at >> 8).wrapping_mul(7) ^ (at >> 16)) % 127) as u8
+    let pattern = pattern();
+    pattern[(at % pattern.len() as u64) as usize]
 }
 
 /// What must never be seen.
 pub const POISON: u8 = 0xa5;
 
 pub fn bytes(at: u64, length: usize) -> Vec<u8> {
-    (at..at + length as u64).map(byte).collect()
+    let pattern = pattern();
+    let mut bytes = Vec::with_capacity(length);
+    while bytes.len() < length {
+        let start = (at + bytes.len() as u64) % pattern.len() as u64;
+        let rest = &pattern[start as usize..];
+        bytes.extend_from_slice(&rest[..rest.len().min(length - bytes.len())]);
+    }
+    bytes
 }
 
 /// Says where two differ, instead of showing a megabyte.
 #[track_caller]
 pub fn assert_bytes(seen: &[u8], right: &[u8], what: &str) {
     assert_eq!(seen.len(), right.len(), "{what}: length");
+    if seen == right {
+        return;
+    }
     if let Some(at) = (0..seen.len()).find(|at| seen[*at] != right[*at]) {
         panic!(
             "{what}: byte {at} of {} is {:#x}, not {:#x}",
@@ -294,7 +319,8 @@ impl Pages {
     }
 }
 
-const FOREVER: Duration = Duration::from_secs(3600);
+/// A short answer makes the kernel believe that the file ends there, until it asks again.
+const AT_ONCE: Duration = Duration::ZERO;
 
 impl Filesystem for Pages {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
@@ -304,13 +330,13 @@ impl Filesystem for Pages {
 
     fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match NAMES.iter().position(|(known, _)| *known == name) {
-            Some(at) => reply.entry(&FOREVER, &self.attr(at as u64 + 2), Generation(0)),
+            Some(at) => reply.entry(&AT_ONCE, &self.attr(at as u64 + 2), Generation(0)),
             None => reply.error(Errno::ENOENT),
         }
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        reply.attr(&FOREVER, &self.attr(ino.0));
+        reply.attr(&AT_ONCE, &self.attr(ino.0));
     }
 
     fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -535,16 +561,12 @@ impl Served {
 
     /// FILL with `fill.mem` as it is, for pointers that no slice has.
     pub fn raw_fill(&self, fill: &mut Fill) -> io::Result<()> {
-        // SAFETY: the module reads and writes `fill`, and at `fill.mem` what it may, as the test wants.
-        unsafe { ioc::fill(self.device.raw.as_raw_fd(), &raw mut *fill) }?;
-        Ok(())
+        raw_fill(&self.device, fill)
     }
 
     /// The same for DRAIN.
     pub fn raw_drain(&self, drain: &mut Drain) -> io::Result<()> {
-        // SAFETY: as above.
-        unsafe { ioc::drain(self.device.raw.as_raw_fd(), &raw mut *drain) }?;
-        Ok(())
+        raw_drain(&self.device, drain)
     }
 
     /// A message to the device that no library would send.
@@ -598,6 +620,18 @@ pub fn within<T>(running: JoinHandle<T>, time: Duration) -> T {
     }
 }
 
+pub fn raw_fill(device: &Shared, fill: &mut Fill) -> io::Result<()> {
+    // SAFETY: the module reads and writes `fill`, and at `fill.mem` what it may, as the test wants.
+    unsafe { ioc::fill(device.raw.as_raw_fd(), &raw mut *fill) }?;
+    Ok(())
+}
+
+pub fn raw_drain(device: &Shared, drain: &mut Drain) -> io::Result<()> {
+    // SAFETY: as above.
+    unsafe { ioc::drain(device.raw.as_raw_fd(), &raw mut *drain) }?;
+    Ok(())
+}
+
 /// A result's errno; 0 for success.
 pub fn errno<T>(result: &io::Result<T>) -> i32 {
     match result {
@@ -609,4 +643,23 @@ pub fn errno<T>(result: &io::Result<T>) -> i32 {
 /// Writes all of it into a pipe or a socket.
 pub fn put(to: &OwnedFd, bytes: &[u8]) -> io::Result<()> {
     File::from(to.try_clone()?).write_all(bytes)
+}
+
+/// Nothing holds it any more.
+pub fn remove_and_load_the_module() {
+    let control = "/sys/fs/extfuse/connections";
+    while umount2(control, MntFlags::empty()).is_ok() {}
+    crate::common::eventually(|| run("rmmod", &["extfuse"]));
+    // As scripts/vm has set it up.
+    assert!(run("modprobe", &["extfuse"]));
+    assert!(run("mount", &["-t", "extfusectl", "extfusectl", control]));
+}
+
+fn run(program: &str, arguments: &[&str]) -> bool {
+    Command::new(program)
+        .args(arguments)
+        .output()
+        .unwrap()
+        .status
+        .success()
 }
