@@ -797,7 +797,8 @@ static int fill_frame(struct fill *fill)
 		got = -EAGAIN;
 		if (lends)
 			got = receive(fill);
-		if (got == -EAGAIN && (!lends || fill->urgent))
+		/* Where it was said to be ready in vain, recvmsg() knows why. */
+		if (got == -EAGAIN && (!lends || fill->urgent || idle))
 			got = read_through(fill);
 		if (!got)
 			return -ENODATA;
@@ -842,6 +843,12 @@ static int give_meta(const struct extfuse_frame *frame, u8 __user *mem, u32 from
 	return 0;
 }
 
+/* What came stays for the next call, which brings the rest. */
+static bool resumable(int err)
+{
+	return err == -EINTR || err == -ERESTARTSYS || err == -EAGAIN || err == -ETIMEDOUT || err == -ENODATA;
+}
+
 static int run_fill(struct fill *fill, u8 __user *mem)
 {
 	struct extfuse_conn *ext = fill->fud->fc->ext;
@@ -866,12 +873,12 @@ static int run_fill(struct fill *fill, u8 __user *mem)
 	if (fill->low_water)
 		restore_low_water(fill);
 	late = give_meta(frame, mem, began, fill->done);
-	err = err ?: late;
+	err = late ?: err;
 
 	req = extfuse_own(fill->fud, fill->unique, FUSE_READ);
 	if (IS_ERR(req))
 		return PTR_ERR(req);
-	err = end(ext, req, frame, err, payload_done(frame, fill->done));
+	err = end(ext, req, frame, err, resumable(err) ? payload_done(frame, fill->done) : 0);
 	answered = !err && frame->flags & EXTFUSE_SECTION_COMMIT;
 	if (answered && req->ext.filling) {
 		err = -EBUSY;
