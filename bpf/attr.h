@@ -2,7 +2,7 @@
 #ifndef EXTFUSE_BPF_ATTR_H
 #define EXTFUSE_BPF_ATTR_H
 
-/* struct fuse_attr_out: a validity of 0, so that the kernel asks again next time. */
+/* struct fuse_attr_out: a validity of 0, since it is the stamps that decide. */
 struct attr_answer {
 	__u64 attr_valid;
 	__u32 attr_valid_nsec;
@@ -33,6 +33,7 @@ int BPF_PROG(handle_getattr, struct extfuse_ctx *c)
 		return miss(c, EXTFUSE_MISS_STALE);
 	if (bpf_extfuse_write_args(c, 0, &answer, sizeof(answer)))
 		return EXTFUSE_UPCALL;
+	bpf_extfuse_keep(c, EXTFUSE_KEEP_ATTR, head.stamp, head.expires);
 	__sync_fetch_and_add(&row->count, 1);
 	return EXTFUSE_RETURN;
 }

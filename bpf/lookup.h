@@ -2,7 +2,7 @@
 #ifndef EXTFUSE_BPF_LOOKUP_H
 #define EXTFUSE_BPF_LOOKUP_H
 
-/* struct fuse_entry_out: validities of 0, so that the kernel asks again next time. */
+/* struct fuse_entry_out: validities of 0, since it is the stamps that decide. */
 struct entry_answer {
 	__u64 nodeid;
 	__u64 generation;
@@ -56,6 +56,10 @@ int BPF_PROG(handle_lookup, struct extfuse_ctx *c)
 		return miss(c, EXTFUSE_MISS_STALE);
 	if (bpf_extfuse_write_args(c, 0, &answer, sizeof(answer)))
 		return EXTFUSE_UPCALL;
+	if (entry.nodeid) {
+		bpf_extfuse_keep(c, EXTFUSE_KEEP_ENTRY, entry.stamp, entry.expires);
+		bpf_extfuse_keep(c, EXTFUSE_KEEP_ATTR, attr.stamp, attr.expires);
+	}
 	__sync_fetch_and_add(&row->count, 1);
 	return EXTFUSE_RETURN;
 }

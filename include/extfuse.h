@@ -116,6 +116,10 @@ struct extfuse_ops {
  */
 #define EXTFUSE_OUT 16
 
+/* bpf_extfuse_keep(): which part of an answer */
+#define EXTFUSE_KEEP_ENTRY 0
+#define EXTFUSE_KEEP_ATTR 1
+
 /*
  * ---- Stamps --------------------------------------------------------------
  *
@@ -348,7 +352,8 @@ enum extfuse_counter {
 	EXTFUSE_COUNT_PASSTHRU = 3, /* done on a backing file */
 	EXTFUSE_COUNT_UPCALLS = 4, /* sent to the daemon */
 	EXTFUSE_COUNT_REFUSED = 5, /* answers that a daemon would not get away with; then upcalls */
-	EXTFUSE_COUNTERS = 6,
+	EXTFUSE_COUNT_KEPT = 6, /* not even a request: what a handler answered before was still current */
+	EXTFUSE_COUNTERS = 7,
 };
 
 struct extfuse_counters {

@@ -8,6 +8,7 @@
 #define EXTFUSE_I_H
 
 #include <linux/fs.h>
+#include <linux/jiffies.h>
 #include <linux/percpu.h>
 #include <linux/siphash.h>
 #include <linux/timekeeping.h>
@@ -69,6 +70,30 @@ struct fuse_req *extfuse_find_sent(struct fuse_dev *fud, u64 unique);
 /* drain.c */
 bool extfuse_withheld(const struct fuse_req *req);
 int extfuse_copy_withheld(struct fuse_copy_state *cs, struct fuse_req *req);
+
+/* keep.c; a time with this bit is not one of fs/fuse's own. */
+#define EXTFUSE_KEPT BIT_ULL(63)
+
+bool extfuse_entry_kept(const struct dentry *entry, u64 time);
+bool extfuse_attr_kept(struct inode *inode, u64 time);
+void extfuse_keep_attr(struct inode *inode, const struct fuse_args *args, u64 version);
+u64 extfuse_keep_entry(struct dentry *entry, const struct fuse_args *args);
+
+static inline bool extfuse_entry_expired(const struct dentry *entry, u64 time)
+{
+	if (time & EXTFUSE_KEPT)
+		return !extfuse_entry_kept(entry, time);
+	return time_before64(time, get_jiffies_64());
+}
+
+static inline bool extfuse_attr_expired(struct inode *inode)
+{
+	u64 time = READ_ONCE(get_fuse_inode(inode)->i_time);
+
+	if (time & EXTFUSE_KEPT)
+		return !extfuse_attr_kept(inode, time);
+	return time_before64(time, get_jiffies_64());
+}
 
 /* Of fs/fuse, made visible to us by the patch. */
 ssize_t fuse_send_simple(struct mnt_idmap *idmap, struct fuse_mount *fm, struct fuse_args *args);
@@ -246,6 +271,7 @@ int extfuse_wait(struct fuse_conn *fc, struct file *file, __poll_t events, long 
 int extfuse_stream(struct file *file, struct socket **sock);
 
 bool extfuse_fill_ctx(struct fuse_conn *fc, const struct fuse_args *args, struct extfuse_call *call);
+int extfuse_may_keep(struct extfuse_call *call, u32 what, u64 stamp, u64 expires);
 int extfuse_run_request(struct extfuse_conn *ext, struct extfuse_call *call, u64 *attach);
 void extfuse_charge(struct extfuse_conn *ext, u64 attach, u32 opcode, u32 errors, const char *what);
 

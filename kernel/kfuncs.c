@@ -176,6 +176,27 @@ __bpf_kfunc int bpf_extfuse_current(struct extfuse_ctx *ctx, u32 slot, u64 stamp
 }
 
 /**
+ * bpf_extfuse_keep - let the kernel's own caches keep what was just answered
+ * @ctx: the request: LOOKUP, GETATTR
+ * @what: EXTFUSE_KEEP_ENTRY (the name) or EXTFUSE_KEEP_ATTR
+ * @stamp: since when it is true
+ * @expires: boot-time ns, or EXTFUSE_NEVER
+ *
+ * It is used until then, for as long as it is current. After bpf_extfuse_write_args().
+ *
+ * Return: 0; -EINVAL if no such answer was written.
+ */
+__bpf_kfunc int bpf_extfuse_keep(struct extfuse_ctx *ctx, u32 what, u64 stamp, u64 expires)
+{
+	struct extfuse_call *call = to_call(ctx);
+
+	if (!call->args || call->answered || ctx->flags & EXTFUSE_CTX_EVENT || what > EXTFUSE_KEEP_ATTR ||
+	    extfuse_may_keep(call, what, stamp, expires))
+		return misuse(call, -EINVAL, "keeping what was not answered");
+	return 0;
+}
+
+/**
  * bpf_extfuse_set_cookie - leave a word for the reply hook of the same request
  * @ctx: the request
  * @cookie: the word
@@ -229,6 +250,7 @@ BTF_ID_FLAGS(func, bpf_extfuse_write_args, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_name_key, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_name_is, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_current, KF_TRUSTED_ARGS)
+BTF_ID_FLAGS(func, bpf_extfuse_keep, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_set_cookie, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_enosys, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_section_read, KF_TRUSTED_ARGS)

@@ -285,6 +285,7 @@ static noinline ssize_t ask(struct extfuse_conn *ext, struct mnt_idmap *idmap, s
 	}
 	if (outcome == ANSWERED)
 		return ret;
+	memset(args->ext_keep, 0, sizeof(args->ext_keep));
 	extfuse_count(ext, args->opcode, EXTFUSE_COUNT_UPCALLS);
 	ret = fuse_send_simple(idmap, fm, args);
 	if (attach) {

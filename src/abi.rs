@@ -151,7 +151,7 @@ wire! {
     Setup = 2 * 4 + 5 * 8;
     Status = 2 * 4 + 4 * 8 + 16 + 96;
     Opcodes = 2 * 8;
-    Counters = OPCODES * 6 * 8;
+    Counters = OPCODES * 7 * 8;
     Sections = 2 * 4;
     Section = 8 + 4 * 4;
     Commit = 2 * 4;

@@ -116,6 +116,9 @@ pub struct Requests {
     /// Answered in the kernel.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub returned: Option<u64>,
+    /// Uses of what a handler answered before, which was still current: no requests.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub kept: Option<u64>,
     /// Answered in the kernel with an errno.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub errno: Option<u64>,

@@ -107,6 +107,8 @@ fn every_number_of_the_header_is_mirrored() {
             "EXTFUSE_CTX_PASSTHRU",
             "EXTFUSE_CTX_EVENT",
             "EXTFUSE_OUT",
+            "EXTFUSE_KEEP_ENTRY",
+            "EXTFUSE_KEEP_ATTR",
             "EXTFUSE_SECTION_HEADER",
             "EXTFUSE_SECTION_FOOTER",
         ];

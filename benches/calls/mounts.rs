@@ -92,21 +92,23 @@ impl Variant {
 pub struct Counts {
     pub requests: u64,
     pub returned: u64,
+    pub kept: u64,
     pub errno: u64,
     pub passthru: u64,
     pub upcalls: u64,
 }
 
 impl Counts {
-    /// Answered by a handler.
+    /// Answered by a handler, now or before.
     pub fn answered(self) -> u64 {
-        self.returned + self.errno
+        self.returned + self.kept + self.errno
     }
 
     fn minus(self, other: Self) -> Self {
         Self {
             requests: self.requests.saturating_sub(other.requests),
             returned: self.returned.saturating_sub(other.returned),
+            kept: self.kept.saturating_sub(other.kept),
             errno: self.errno.saturating_sub(other.errno),
             passthru: self.passthru.saturating_sub(other.passthru),
             upcalls: self.upcalls.saturating_sub(other.upcalls),
@@ -117,6 +119,7 @@ impl Counts {
         Self {
             requests: self.requests + other.requests,
             returned: self.returned + other.returned,
+            kept: self.kept + other.kept,
             errno: self.errno + other.errno,
             passthru: self.passthru + other.passthru,
             upcalls: self.upcalls + other.upcalls,

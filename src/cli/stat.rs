@@ -38,9 +38,10 @@ impl Stat {
 
 type Column = (&'static str, fn(&Requests) -> Option<u64>);
 
-const COLUMNS: [Column; 7] = [
+const COLUMNS: [Column; 8] = [
     ("requests", |row| row.requests),
     ("answered", |row| row.returned),
+    ("kept", |row| row.kept),
     ("errno", |row| row.errno),
     ("passthru", |row| row.passthru),
     ("refused", |row| row.refused),
@@ -195,6 +196,7 @@ mod tests {
         let row = Requests {
             requests: Some(10),
             returned: Some(6),
+            kept: Some(20),
             errno: Some(1),
             passthru: Some(0),
             refused: Some(0),
@@ -203,7 +205,7 @@ mod tests {
         };
         let text = table(&report(Mode::Extfuse, row));
         let all: Vec<_> = text.lines().last().unwrap().split_whitespace().collect();
-        assert_eq!(all, ["all", "20", "12", "2", "0", "0", "6"]);
+        assert_eq!(all, ["all", "20", "12", "40", "2", "0", "0", "6"]);
         assert!(text.contains("handlers     none"));
     }
 }

@@ -87,6 +87,7 @@ impl Handlers {
             Requests {
                 requests: Some(count(Counter::EXTFUSE_COUNT_REQUESTS)),
                 returned: Some(count(Counter::EXTFUSE_COUNT_RETURNED)),
+                kept: Some(count(Counter::EXTFUSE_COUNT_KEPT)),
                 errno: Some(count(Counter::EXTFUSE_COUNT_ERRNO)),
                 passthru: Some(count(Counter::EXTFUSE_COUNT_PASSTHRU)),
                 refused: Some(count(Counter::EXTFUSE_COUNT_REFUSED)),

@@ -77,11 +77,10 @@ impl Tree {
         self.report().opcodes.get(opcode).copied().unwrap_or_default()
     }
 
-    /// How many requests handlers have answered.
+    /// How often handlers, or what the kernel keeps of their answers, answered.
     pub fn answered(&self) -> u64 {
         let report = self.report();
-        let answered = report.opcodes.values().filter_map(|row| row.returned);
-        answered.sum()
+        report.opcodes.values().map(answered).sum()
     }
 
     /// Looks at a path until handlers answer for it: what is seen then is seen through the maps.
@@ -96,10 +95,10 @@ impl Tree {
             let upcalls = |report: &std::collections::BTreeMap<String, Requests>| {
                 ["LOOKUP", "GETATTR"].map(|opcode| report.get(opcode).map_or(0, |row| row.upcalls))
             };
-            let returned = |report: &std::collections::BTreeMap<String, Requests>| {
-                report.values().filter_map(|row| row.returned).sum::<u64>()
+            let answers = |report: &std::collections::BTreeMap<String, Requests>| {
+                report.values().map(answered).sum::<u64>()
             };
-            if upcalls(&before) == upcalls(&after) && returned(&after) > returned(&before) {
+            if upcalls(&before) == upcalls(&after) && answers(&after) > answers(&before) {
                 return seen;
             }
             assert!(
@@ -124,6 +123,11 @@ impl Tree {
             ),
         }
     }
+}
+
+/// Answers of one opcode that came from the maps, now or before.
+pub fn answered(row: &Requests) -> u64 {
+    row.returned.unwrap_or_default() + row.kept.unwrap_or_default()
 }
 
 /// All of a file's attributes that may not lag, but the device.
