@@ -626,10 +626,11 @@ static int take(read_descriptor_t *desc, struct sk_buff *skb, unsigned int offse
 	while (taken < all) {
 		const u8 *from;
 		u8 *to;
-		size_t n = skb_seq_read(taken, &from, &pieces);
+		/* A piece that goes on behind what is ours: the tag of a kTLS record. */
+		size_t n = min_t(size_t, skb_seq_read(taken, &from, &pieces), all - taken);
 
-		if (!n)
-			return taken ?: -EFAULT;
+		if (WARN_ON_ONCE(!n))
+			break;
 		n = min_t(size_t, part(frame, fill->done, &to), n);
 		if (to) {
 			memcpy(to, from, n);
