@@ -6,6 +6,9 @@
 //! `EXTFUSE_SEED` repeats the choices (not how threads meet); `EXTFUSE_FUZZ_SECONDS` says for how long.
 
 mod common;
+#[path = "guest_sections/frames.rs"]
+#[allow(dead_code)]
+mod frames;
 #[path = "common/guest.rs"]
 mod guest;
 #[path = "guest_sections/harness.rs"]
@@ -31,7 +34,7 @@ use extfuse::abi::{Drain, Fill, NOWHERE, SECTION_COMMIT, SECTION_CRC, STAGE, Sec
 use fuser::Errno;
 
 use guest::{Random, seed};
-use harness::{Frame, POISON, Read, Served, Shared, Write, byte, bytes, crc32c, remove_and_load_the_module};
+use harness::{Frame, POISON, Read, Served, Shared, Write, bytes, crc32c, remove_and_load_the_module};
 use wires::{Kind, Wire, pipe_of, set_nonblocking};
 
 const SIZE: u64 = 8 << 20;
@@ -410,7 +413,7 @@ fn application(world: &World, nr: usize, at: PathBuf, mut random: Random) {
                 let got = file.read_at(&mut buffer[1..], offset);
                 world.note("read", &got);
                 let seen = &buffer[1..1 + got.unwrap_or(0)];
-                let right = |(at, seen): &(u64, &u8)| **seen == 0 || **seen == byte(offset + at);
+                let right = |(at, seen): &(u64, &u8)| **seen == 0 || **seen == bytes(offset + at, 1)[0];
                 let wrong = match seen == bytes(offset, seen.len()) {
                     true => None,
                     false => (0..).zip(seen).find(|byte| !right(byte)),

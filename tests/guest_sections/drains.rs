@@ -235,7 +235,7 @@ fn a_receiver_that_is_slow() {
     for kind in [Kind::Tcp, Kind::Unix, Kind::Pipe] {
         for nonblocking in [false, true] {
             let served = Served::new(SIZE);
-            let (file, payload) = (served.open("direct-withheld"), bytes(0, 1 << 19));
+            let (file, payload) = (served.open("direct-withheld"), bytes(0, 1 << 18));
             let ours = payload.clone();
             let written = served.while_writing(
                 move || file.write_at(&ours, 0),
@@ -272,7 +272,7 @@ fn a_receiver_that_is_slow() {
                     write.written(length as u32);
                 },
             );
-            assert_eq!(written.unwrap(), 1 << 19);
+            assert_eq!(written.unwrap(), 1 << 18);
         }
     }
 }

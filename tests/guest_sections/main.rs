@@ -6,6 +6,7 @@
 mod common;
 mod drains;
 mod ends;
+mod frames;
 mod gate;
 mod harness;
 mod wires;
