@@ -382,6 +382,8 @@ fn memory_that_changes_while_it_is_sent() {
     }
 }
 
+type Spoil = fn(&mut Drain);
+
 #[test]
 fn drains_that_are_refused() {
     let served = Served::new(SIZE);
@@ -392,7 +394,7 @@ fn drains_that_are_refused() {
             let wire = Wire::new(Kind::Unix);
             let fd = wire.peer.as_ref().unwrap();
             let directory = OwnedFd::from(File::open("/").unwrap());
-            let bad: [(fn(&mut Drain), i32); 15] = [
+            let bad: [(Spoil, i32); 15] = [
                 (|drain| drain.unique = 0, libc::EINVAL),
                 (|drain| drain.unique |= 1, libc::EINVAL),
                 (|drain| drain.unique += 1000, libc::ENOENT),
