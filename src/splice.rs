@@ -6,12 +6,22 @@
 //! is one file whose ranges come from different sources.
 
 pub mod buf;
+pub mod channel;
 pub mod copy;
+pub mod drain;
+mod incoming;
 pub mod merge;
+pub mod mount;
+pub mod paths;
 pub mod pipe;
+mod sections;
 mod transfer;
 
 pub use buf::{BufFlags, CopyFlags, Fd, FuseBuf, FuseBufVec, Mem};
+pub use channel::{Channel, Read, ReplyError, Way};
 pub use copy::{SectionEnded, copy};
+pub use drain::{Drain, DrainError, WITHHELD, drain};
 pub use merge::{Merge, MergeBuilder, MergeError, Source};
+pub use mount::{MountOptions, Mounted, mount};
+pub use paths::{DirEntry, PathFilesystem, PathOptions, Paths, serve};
 pub use pipe::{Pipe, with_pipe};

@@ -1,0 +1,515 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a file system of fuser answers READs and takes WRITEs through.
+//!
+//! ```
+//! use extfuse::splice::{Channel, FuseBuf, Read};
+//! use fuser::{FileHandle, Filesystem, INodeNo, KernelConfig, LockOwner, OpenFlags, ReplyData, Request};
+//!
+//! struct OneFile {
+//!     channel: Channel,
+//!     file: std::fs::File,
+//! }
+//!
+//! impl Filesystem for OneFile {
+//!     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+//!         self.channel.negotiate(config);
+//!         Ok(())
+//!     }
+//!
+//!     fn read(
+//!         &self,
+//!         req: &Request,
+//!         _ino: INodeNo,
+//!         _fh: FileHandle,
+//!         offset: u64,
+//!         size: u32,
+//!         _flags: OpenFlags,
+//!         _lock_owner: Option<LockOwner>,
+//!         reply: ReplyData,
+//!     ) {
+//!         let read = Read::new(req.unique().into(), size);
+//!         let mut bufs = FuseBuf::file(&self.file, offset, size as usize).into();
+//!         if let Err(error) = self.channel.reply_data(read, reply, &mut bufs, |_, _| Ok(())) {
+//!             eprintln!("{error}"); // it has been answered, with EIO
+//!         }
+//!     }
+//! }
+//! ```
+
+use std::io::{self, IoSlice};
+use std::mem;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use fuser::{InitFlags, KernelConfig, ReplyData, WriteFlags};
+use nix::errno::Errno;
+use thiserror::Error;
+
+use super::buf::{CopyFlags, FuseBuf, FuseBufVec};
+use super::drain::WITHHELD;
+use super::incoming::{Incoming, Room, is_begun};
+use super::pipe::{Pipe, with_pipe};
+use crate::abi;
+use crate::sys::device::Device;
+use crate::sys::pipe::page_size;
+use crate::sys::stream::Deadline;
+
+/// From how many bytes on [`Way::Auto`] fills, where sections are there: at 4 KiB it is no faster than
+/// copying, at 32 KiB it is (`docs/benchmarks.md`).
+pub const FILL_FROM: usize = 16 << 10;
+/// From how many bytes on it splices, where they are not.
+pub const SPLICE_FROM: usize = 16 << 10;
+
+/// How the payload of an answer gets from its sources to the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Way {
+    /// By what is there, and by size.
+    #[default]
+    Auto,
+    /// Through memory of the daemon.
+    Copy,
+    /// Through a pipe: its data and the header of the answer put into it, then all of it into the device,
+    /// in one call. [`Copy`](Self::Copy) if that was not [negotiated](Channel::negotiate), or a checksum is
+    /// wanted; and of what does not fit into the pipe or cannot be spliced. A file that is spliced must not
+    /// change until the answer is there.
+    Splice,
+    /// Through a pipe into the request, which waits for the check. Needs sections; else as
+    /// [`Auto`](Self::Auto), and so do the other two.
+    Stage,
+    /// By the module, straight into the request, which waits for the check.
+    Fill,
+    /// The same, and the last section ends the request in the same call: **the check is not asked**. For
+    /// where a program at the gate decides, or nobody has to. (It is asked where the module isn't there.)
+    FillCommit,
+}
+
+/// A READ, and how to answer it.
+#[derive(Clone, Copy, Debug)]
+pub struct Read {
+    /// Its id ([`fuser::Request::unique`]).
+    pub unique: u64,
+    /// How many bytes it wants.
+    pub size: u32,
+    /// The way.
+    pub way: Way,
+    /// Whether the check wants to know the CRC32C of each buffer's payload.
+    pub crc: bool,
+}
+
+impl Read {
+    /// Without checksums.
+    #[must_use]
+    pub fn new(unique: u64, size: u32) -> Self {
+        Self {
+            unique,
+            size,
+            way: Way::Auto,
+            crc: false,
+        }
+    }
+
+    /// By this way.
+    #[must_use]
+    pub fn way(self, way: Way) -> Self {
+        Self { way, ..self }
+    }
+
+    /// With the CRC32C of each buffer's payload, or without.
+    #[must_use]
+    pub fn crc(self, crc: bool) -> Self {
+        Self { crc, ..self }
+    }
+}
+
+/// Why a READ was not answered with its payload. The application got an error.
+#[derive(Debug, Error)]
+pub enum ReplyError {
+    /// The check said so, and all was received.
+    #[error("the check refused the answer: {}", .0.desc())]
+    Refused(Errno),
+    /// A source failed. Where it is a stream, it is somewhere inside a frame, and of no more use; as are
+    /// those of the buffers behind it, if their frames have been asked for.
+    #[error("buffer {buf} failed after {done} bytes: {error}")]
+    Broken {
+        /// Index of the buffer.
+        buf: usize,
+        /// Bytes of its frame (header, payload and footer) that are gone from the source.
+        done: usize,
+        /// Why. ETIMEDOUT, `UnexpectedEof` and ENODATA (the source ended) are some.
+        error: io::Error,
+    },
+    /// Nobody waits for the answer any more: the connection was aborted. Streams as above.
+    #[error("buffer {buf}, after {done} bytes: nobody waits for the answer any more")]
+    Gone {
+        /// Index of the buffer.
+        buf: usize,
+        /// Bytes of its frame that are gone from the source.
+        done: usize,
+    },
+    /// The kernel did not take it, and all was received.
+    #[error("the answer was not taken: {0}")]
+    Device(io::Error),
+}
+
+impl ReplyError {
+    /// Whether all frames were received: then streams can be used for the next one.
+    #[must_use]
+    pub fn is_in_step(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::Device(_))
+    }
+
+    fn errno(&self) -> Errno {
+        match self {
+            Self::Refused(errno) => *errno,
+            _ => Errno::EIO,
+        }
+    }
+}
+
+/// What became of the payload.
+pub(super) enum Gathered {
+    /// It is here.
+    Data(Room),
+    /// It is in the request, which waits for an empty reply.
+    Staged,
+    /// It has been answered.
+    Answered,
+}
+
+/// The device of a mount, for answers and payloads beside what fuser does with it. A clone is the same.
+#[derive(Clone, Debug)]
+pub struct Channel(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    device: Arc<OwnedFd>,
+    sections: bool,
+    timeout: Duration,
+    splices: AtomicBool,
+    forgotten: AtomicU64,
+}
+
+impl Channel {
+    /// For the device of a mount that was made and whose INIT is not answered yet: the module can't give
+    /// it sections later. With `withhold`, WRITEs come without their payload then.
+    ///
+    /// `timeout` is how long an answer may take to come from its sources.
+    ///
+    /// # Errors
+    ///
+    /// Those of the module; it not being there is none.
+    pub fn new(device: impl AsFd, withhold: bool, timeout: Duration) -> io::Result<Self> {
+        let device = device.as_fd().try_clone_to_owned()?;
+        let ioctls = Device::new(&device);
+        let sections = match ioctls.setup() {
+            Ok(_) => {
+                ioctls.sections(withhold)?;
+                true
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => false,
+            Err(error) => return Err(error),
+        };
+        Ok(Self(Arc::new(Inner {
+            device: Arc::new(device),
+            sections,
+            timeout,
+            splices: AtomicBool::new(false),
+            forgotten: AtomicU64::new(0),
+        })))
+    }
+
+    /// Whether the module is there.
+    #[must_use]
+    pub fn has_sections(&self) -> bool {
+        self.0.sections
+    }
+
+    /// To be called in the file system's `init`: asks the kernel for splicing.
+    pub fn negotiate(&self, config: &mut KernelConfig) {
+        let splice = InitFlags::FUSE_SPLICE_WRITE | InitFlags::FUSE_SPLICE_MOVE | InitFlags::FUSE_SPLICE_READ;
+        let agreed = config.add_capabilities(splice).is_ok();
+        self.0.splices.store(agreed, Ordering::Relaxed);
+    }
+
+    /// Answers a READ with the payload of `bufs`, from its current buffer on, if `check` agrees: it is
+    /// asked once all is received, with header and footer of each section in its memory, and the checksum
+    /// of each buffer's payload, if wanted. Until then the application sees nothing.
+    /// What it says instead is what the application gets.
+    ///
+    /// The last buffer may turn out shorter if it is no section: that is the end of the file.
+    ///
+    /// The request is answered in any case, with EIO if there is an error.
+    ///
+    /// # Errors
+    ///
+    /// See [`ReplyError`]; EINVAL of more payload than the READ wants, or of buffers that are not what
+    /// their flags say.
+    pub fn reply_data<'a>(
+        &self,
+        read: Read,
+        reply: ReplyData,
+        bufs: &mut FuseBufVec<'a>,
+        check: impl FnOnce(&FuseBufVec<'a>, &[Option<u32>]) -> Result<(), Errno>,
+    ) -> Result<(), ReplyError> {
+        match self.gather(read, bufs, check) {
+            Ok(Gathered::Data(room)) => reply.data(room.bytes()),
+            Ok(Gathered::Staged) => reply.data(&[]),
+            Ok(Gathered::Answered) => self.forget(reply),
+            Err(error) => {
+                match &error {
+                    ReplyError::Gone { .. } => self.forget(reply),
+                    error => reply.error(fuser::Errno::from_i32(error.errno() as i32)),
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn gather<'a>(
+        &self,
+        read: Read,
+        bufs: &mut FuseBufVec<'a>,
+        check: impl FnOnce(&FuseBufVec<'a>, &[Option<u32>]) -> Result<(), Errno>,
+    ) -> Result<Gathered, ReplyError> {
+        let deadline = Deadline::after(self.0.timeout);
+        if !is_sound(bufs, read.size as usize) {
+            return Err(ReplyError::Broken {
+                buf: bufs.idx,
+                done: 0,
+                error: Errno::EINVAL.into(),
+            });
+        }
+        let mut crcs = vec![None; bufs.count()];
+        let way = self.way(&read, bufs);
+        if matches!(way, Way::Stage | Way::Fill | Way::FillCommit) {
+            let answered = super::sections::gather(self.device(), &read, way, bufs, &mut crcs, deadline)?;
+            if answered {
+                return Ok(Gathered::Answered);
+            }
+            check(bufs, &crcs).map_err(ReplyError::Refused)?;
+            return Ok(Gathered::Staged);
+        }
+
+        let mut room = Room::new();
+        let mut incoming = Incoming::new(bufs, deadline);
+        if way == Way::Splice {
+            // Each fragment of a socket's data takes a slot.
+            let wanted = incoming.bufs.size() + incoming.bufs.size() / 2 + 16 * page_size();
+            let mut check = Some(check);
+            let mut spliced = None;
+            // An error is that no pipe is to be had: then all of it goes by memory.
+            let _ = with_pipe(wanted, |pipe| {
+                let mut result = self.splice(&read, &mut incoming, pipe, &mut check);
+                if !matches!(result, Ok(Spliced::Answered)) {
+                    pipe.poison();
+                }
+                if let Ok(Spliced::Left(len)) = result {
+                    match pipe.take() {
+                        Ok(left) => {
+                            room.append(left.get(left.len().saturating_sub(len)..).unwrap_or_default());
+                        }
+                        Err(error) => result = Err(ReplyError::Device(error)),
+                    }
+                }
+                spliced = Some(result);
+                Ok(())
+            });
+            match spliced {
+                Some(Ok(Spliced::Answered)) => return Ok(Gathered::Answered),
+                Some(Err(error)) => return Err(error),
+                Some(Ok(Spliced::Left(_))) | None => {}
+            }
+            self.to_memory(&mut incoming, &mut room, &mut Vec::new())?;
+            if let Some(check) = check {
+                check(bufs, &crcs).map_err(ReplyError::Refused)?;
+            }
+            return Ok(Gathered::Data(room));
+        }
+
+        let first = incoming.bufs.idx;
+        let mut lengths = Vec::with_capacity(crcs.len());
+        self.to_memory(&mut incoming, &mut room, &mut lengths)?;
+        if read.crc {
+            let mut rest = room.bytes();
+            for (crc, length) in crcs.iter_mut().skip(first).zip(lengths) {
+                let (payload, behind) = rest.split_at_checked(length).unwrap_or((rest, &[]));
+                *crc = Some(crc32c::crc32c(payload));
+                rest = behind;
+            }
+        }
+        check(bufs, &crcs).map_err(ReplyError::Refused)?;
+        Ok(Gathered::Data(room))
+    }
+
+    fn to_memory(
+        &self,
+        incoming: &mut Incoming<'_, '_>,
+        room: &mut Room,
+        lengths: &mut Vec<usize>,
+    ) -> Result<(), ReplyError> {
+        incoming
+            .to_memory(room, lengths)
+            .map_err(|error| ReplyError::Broken {
+                buf: incoming.bufs.idx,
+                done: incoming.done,
+                error,
+            })
+    }
+
+    /// Header and payload into the pipe, the check, and the pipe into the device.
+    fn splice<'a, C>(
+        &self,
+        read: &Read,
+        incoming: &mut Incoming<'_, 'a>,
+        pipe: &mut Pipe,
+        check: &mut Option<C>,
+    ) -> Result<Spliced, ReplyError>
+    where
+        C: FnOnce(&FuseBufVec<'a>, &[Option<u32>]) -> Result<(), Errno>,
+    {
+        // Both numbers are checked: is_sound().
+        let wanted = incoming.bufs.size();
+        let header = out_header(wanted, read.unique);
+        let headed = pipe.vmsplice(&[IoSlice::new(&header)], CopyFlags::SPLICE_NONBLOCK);
+        if !headed.is_ok_and(|n| n == OUT_HEADER) {
+            return Ok(Spliced::Left(0));
+        }
+        let held = |pipe: &Pipe| {
+            let held = pipe.held().map_err(ReplyError::Device)?;
+            Ok(held.saturating_sub(OUT_HEADER))
+        };
+        match incoming.to_pipe(pipe) {
+            Ok(true) => {}
+            Ok(false) => return held(pipe).map(Spliced::Left),
+            Err(error) => {
+                return Err(ReplyError::Broken {
+                    buf: incoming.bufs.idx,
+                    done: incoming.done,
+                    error,
+                });
+            }
+        }
+        let payload = held(pipe)?;
+        if payload != wanted {
+            // The end of the file, and the header says another length.
+            return Ok(Spliced::Left(payload));
+        }
+        if let Some(check) = check.take() {
+            let none = vec![None; incoming.bufs.count()];
+            check(incoming.bufs, &none).map_err(ReplyError::Refused)?;
+        }
+        let message = OUT_HEADER + payload;
+        let sent = pipe.drain(&*self.0.device, None, message, CopyFlags::empty());
+        match sent {
+            Ok(n) if n == message => Ok(Spliced::Answered),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Err(ReplyError::Gone {
+                buf: incoming.bufs.idx,
+                done: 0,
+            }),
+            // The message is whole in the pipe, or its request is not there any more.
+            Err(_) if pipe.held().is_ok_and(|held| held == message) => Ok(Spliced::Left(payload)),
+            Err(error) => Err(ReplyError::Device(error)),
+            Ok(_) => Err(ReplyError::Device(io::ErrorKind::WriteZero.into())),
+        }
+    }
+
+    fn way(&self, read: &Read, bufs: &FuseBufVec<'_>) -> Way {
+        let size = bufs.size();
+        let in_memory = bufs.iter().skip(bufs.idx).all(|buf| !buf.is_fd());
+        let splices = self.0.splices.load(Ordering::Relaxed) && !read.crc;
+        match read.way {
+            // What a copy has begun with is in several places.
+            _ if is_begun(bufs) => Way::Copy,
+            Way::Copy => Way::Copy,
+            Way::Splice if splices => Way::Splice,
+            Way::Splice => Way::Copy,
+            way @ (Way::Stage | Way::Fill | Way::FillCommit) if self.0.sections && has_room(bufs) => way,
+            _ if in_memory => Way::Copy,
+            _ if self.0.sections && size >= FILL_FROM && has_room(bufs) => Way::Fill,
+            _ if !self.0.sections && splices && size >= SPLICE_FROM => Way::Splice,
+            _ => Way::Copy,
+        }
+    }
+
+    fn device(&self) -> Device<&OwnedFd> {
+        Device::new(&self.0.device)
+    }
+
+    /// A reply object whose request has been answered. Its own answer would be an error; and dropping it
+    /// is answering. It holds nothing but a count of fuser's device, which is never given back: see
+    /// [`Session`](super::Session).
+    fn forget(&self, reply: ReplyData) {
+        self.0.forgotten.fetch_add(1, Ordering::Relaxed);
+        mem::forget(reply);
+    }
+
+    /// Whether fuser has been kept from closing the device.
+    pub(super) fn has_forgotten(&self) -> bool {
+        self.0.forgotten.load(Ordering::Relaxed) > 0
+    }
+
+    /// The payload of a WRITE, in memory or still in the kernel: [`drain`](super::drain()) sends it from
+    /// wherever it is. To be used before the WRITE is answered.
+    #[must_use]
+    pub fn write_buf<'d>(&self, unique: u64, data: &'d [u8], write_flags: WriteFlags) -> FuseBufVec<'d> {
+        let flags = write_flags.bits();
+        if !self.0.sections || flags & abi::WRITE_WITHHELD == 0 {
+            return FuseBuf::memory(data).into();
+        }
+        let size = (flags >> abi::WRITE_SIZE_SHIFT) & abi::WRITE_SIZE_MASK;
+        FuseBuf {
+            size: size as usize,
+            flags: WITHHELD,
+            fd: Some(Arc::clone(&self.0.device).into()),
+            pos: unique,
+            ..FuseBuf::default()
+        }
+        .into()
+    }
+}
+
+enum Spliced {
+    Answered,
+    /// Not, and so many bytes of payload are in the pipe.
+    Left(usize),
+}
+
+/// Bytes of a `fuse_out_header`.
+const OUT_HEADER: usize = 16;
+
+/// Without error. The length is that of a READ's answer at most, which fits.
+fn out_header(payload: usize, unique: u64) -> [u8; OUT_HEADER] {
+    let length = u32::try_from(OUT_HEADER + payload).unwrap_or(u32::MAX);
+    let mut header = [0; OUT_HEADER];
+    header[..4].copy_from_slice(&length.to_ne_bytes());
+    header[8..].copy_from_slice(&unique.to_ne_bytes());
+    header
+}
+
+/// Whether the buffers are what their flags say, and no more than is wanted.
+fn is_sound(bufs: &FuseBufVec<'_>, wanted: usize) -> bool {
+    let sound = |buf: &FuseBuf<'_>| {
+        let room = buf.mem.as_slice().map_or(0, <[u8]>::len);
+        match (buf.is_fd(), buf.is_section()) {
+            _ if buf.flags.contains(WITHHELD) => false,
+            (false, _) => room >= buf.size,
+            (true, false) => buf.fd.is_some(),
+            (true, true) => {
+                let meta = buf.framing();
+                let writable = meta == 0 || !matches!(buf.mem, super::Mem::Ref(_));
+                buf.fd.is_some() && room >= meta && writable
+            }
+        }
+    };
+    bufs.size() <= wanted && bufs.iter().skip(bufs.idx).all(sound)
+}
+
+/// Whether headers and footers are as small as the module wants them.
+fn has_room(bufs: &FuseBufVec<'_>) -> bool {
+    let max = abi::SECTION_META_MAX;
+    let small = |buf: &FuseBuf<'_>| !buf.is_section() || buf.header <= max && buf.footer <= max;
+    bufs.iter().skip(bufs.idx).all(small)
+}

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Mounting a file system that answers through a [`Channel`].
+
+use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use fuser::{Filesystem, SessionACL};
+use nix::errno::Errno;
+use nix::unistd::{getegid, geteuid};
+
+use super::Channel;
+use crate::session::{PlaceError, SessionError, Unmounter};
+use crate::sys::lent::Lent;
+use crate::sys::mount::{Detached, Flavor, Parameters, fusermount};
+use crate::sys::mountinfo::Location;
+use crate::sys::process::{Capability, has_capability};
+
+/// What to mount, and how.
+#[derive(Clone, Debug)]
+pub struct MountOptions {
+    /// What the mount table shows as the source.
+    pub fsname: OsString,
+    /// What it shows behind the type.
+    pub subtype: Option<String>,
+    /// Use stock FUSE even where the module is loaded.
+    pub stock: bool,
+    /// Do not do without the module.
+    pub require_module: bool,
+    /// WRITEs come without their payload, where the module is.
+    pub withhold: bool,
+    /// Users other than the owner may use it. None: if the owner has the privilege to mount.
+    pub allow_other: Option<bool>,
+    /// No changes.
+    pub read_only: bool,
+    /// The largest READ, in bytes.
+    pub max_read: Option<u32>,
+    /// How many threads answer requests.
+    pub threads: usize,
+    /// How long an answer may take to come from its sources.
+    pub timeout: Duration,
+}
+
+impl Default for MountOptions {
+    fn default() -> Self {
+        Self {
+            fsname: "extfuse".into(),
+            subtype: None,
+            stock: false,
+            require_module: false,
+            withhold: false,
+            allow_other: None,
+            read_only: false,
+            max_read: None,
+            // They wait for sources.
+            threads: 4,
+            timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A mounted file system, waiting to be served. Dropping it unmounts.
+#[derive(Debug)]
+pub struct Mounted<FS: Filesystem> {
+    engine: Option<fuser::Session<FS>>,
+    channel: Channel,
+    /// The descriptor that fuser has.
+    device: Option<Lent>,
+    keeps_replies: bool,
+    unmounter: Unmounter,
+}
+
+/// Mounts the file system that `make` gives. INIT has been answered then, requests wait for
+/// [`Mounted::serve`].
+///
+/// # Errors
+///
+/// See [`SessionError`]; nothing is mounted then.
+pub fn mount<FS: Filesystem>(
+    mountpoint: impl AsRef<Path>,
+    options: &MountOptions,
+    make: impl FnOnce(Channel) -> FS,
+) -> Result<Mounted<FS>, SessionError> {
+    let mountpoint = mountpoint.as_ref();
+    let wrong = |error| PlaceError::Target {
+        path: mountpoint.into(),
+        error,
+    };
+    let target = Location::of(mountpoint).map_err(wrong)?;
+    if !target.proc_path().metadata().map_err(wrong)?.is_dir() {
+        return Err(PlaceError::TargetNotDirectory(mountpoint.into()).into());
+    }
+    let privileged = has_capability(Capability::SysAdmin);
+    let (flavor, device) = choose(options, privileged)?;
+    let parameters = parameters(options, flavor, privileged);
+    let (device, unmounter, detached) = match device {
+        Some(device) => {
+            let detached = Detached::create(flavor, device.as_fd(), &parameters)?;
+            (device, Unmounter::new(detached.id(), true), Some(detached))
+        }
+        None => {
+            let device = fusermount(&target.path, &parameters)?;
+            let mount = Location::of(&target.path).map_err(SessionError::Lost)?.id;
+            (device, Unmounter::new(mount, false), None)
+        }
+    };
+    let channel = Channel::new(&device, options.withhold, options.timeout).map_err(SessionError::Handshake);
+    let mut mounted = Mounted {
+        engine: None,
+        // From here on an error unmounts.
+        channel: channel.inspect_err(|_| drop(unmounter.detach()))?,
+        device: Some(Lent::of(&device)),
+        keeps_replies: true,
+        unmounter,
+    };
+    let mut config = fuser::Config::default();
+    config.n_threads = Some(options.threads.max(1));
+    // The kernel has decided already who may ask.
+    let engine = fuser::Session::from_fd(make(mounted.channel.clone()), device, SessionACL::All, config)
+        .map_err(SessionError::Handshake)?;
+    mounted.engine = Some(engine);
+    if let Some(detached) = detached {
+        detached.attach(&target)?;
+    }
+    Ok(mounted)
+}
+
+impl<FS: Filesystem> Mounted<FS> {
+    /// Ends the mount, from whatever thread.
+    #[must_use]
+    pub fn unmounter(&self) -> Unmounter {
+        self.unmounter
+    }
+
+    /// Whether the module serves it.
+    #[must_use]
+    pub fn has_sections(&self) -> bool {
+        self.channel.has_sections()
+    }
+
+    /// The file system answers every request before its method returns, so that the number of the device
+    /// can be given back at the end. Without, and after an answer in one call ([`Way::Splice`],
+    /// [`Way::FillCommit`]), a descriptor stays that nobody can do anything with: a reply may still
+    /// be somewhere that has its number.
+    ///
+    /// # Safety
+    ///
+    /// Nothing of fuser's that the file system was given (replies, [`fuser::Notifier`], [`fuser::BackingId`])
+    /// outlives it.
+    ///
+    /// [`Way::Splice`]: super::Way::Splice
+    /// [`Way::FillCommit`]: super::Way::FillCommit
+    #[must_use]
+    pub unsafe fn keeps_no_reply(mut self) -> Self {
+        self.keeps_replies = false;
+        self
+    }
+
+    /// Answers requests until the file system is unmounted.
+    ///
+    /// # Errors
+    ///
+    /// If the connection was aborted, or the mount could not be taken off in the end.
+    pub fn serve(mut self) -> Result<(), SessionError> {
+        let Some(engine) = self.engine.take() else {
+            return Ok(());
+        };
+        let served = engine.run();
+        // fuser waits for all of its threads before it says one of these.
+        let joined = match &served {
+            Ok(()) => true,
+            Err(error) => error.raw_os_error() == Some(libc::ECONNABORTED),
+        };
+        let aborted = self.unmounter.is_mounted();
+        self.give_back(joined);
+        self.unmounter.detach()?;
+        match served {
+            Ok(()) if aborted => Err(SessionError::Aborted),
+            Err(_) if joined => Err(SessionError::Aborted),
+            Err(error) => Err(SessionError::Loop(error)),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Closes the device for fuser, if a forgotten reply keeps it from doing that itself.
+    fn give_back(&mut self, joined: bool) {
+        let Some(device) = self.device.take().filter(|_| self.channel.has_forgotten()) else {
+            return;
+        };
+        if joined && !self.keeps_replies {
+            // SAFETY: a reply that was forgotten holds a count of fuser's device, so it has not been closed,
+            // and never will be. Those who had the other counts are gone: fuser's threads have ended,
+            // its session with them, and the file system keeps nothing (keeps_no_reply()).
+            unsafe { device.close() }
+        } else {
+            // SAFETY: it has not been closed, as above.
+            if let Err(error) = unsafe { device.disable() } {
+                tracing::warn!("the device stays open: {error}");
+            }
+        }
+    }
+}
+
+impl<FS: Filesystem> Drop for Mounted<FS> {
+    fn drop(&mut self) {
+        if let Err(error) = self.unmounter.detach() {
+            tracing::error!("cannot unmount: {error}");
+        }
+    }
+}
+
+/// Which FUSE, and its device; none where `fusermount3` opens it.
+fn choose(options: &MountOptions, privileged: bool) -> Result<(Flavor, Option<OwnedFd>), SessionError> {
+    if !options.stock {
+        let reason = match open(Flavor::Extfuse) {
+            Ok(device) if privileged => return Ok((Flavor::Extfuse, Some(device))),
+            Ok(_) => "mounting extfuse needs CAP_SYS_ADMIN".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        if options.require_module {
+            return Err(SessionError::NoModule(reason));
+        }
+    }
+    let device = if privileged {
+        Some(open(Flavor::Stock)?)
+    } else {
+        None
+    };
+    Ok((Flavor::Stock, device))
+}
+
+fn open(flavor: Flavor) -> Result<OwnedFd, SessionError> {
+    let path = flavor.device();
+    let opened = OpenOptions::new().read(true).write(true).open(path);
+    opened.map(OwnedFd::from).map_err(|error| SessionError::Device {
+        path,
+        errno: Errno::from_raw(error.raw_os_error().unwrap_or_default()),
+    })
+}
+
+fn parameters(options: &MountOptions, flavor: Flavor, privileged: bool) -> Parameters {
+    let subtype = (flavor == Flavor::Stock).then(|| "extfuse".to_owned());
+    Parameters {
+        fsname: options.fsname.clone(),
+        subtype: options.subtype.clone().or(subtype),
+        uid: geteuid().as_raw(),
+        gid: getegid().as_raw(),
+        default_permissions: true,
+        allow_other: options.allow_other.unwrap_or(privileged),
+        max_read: options.max_read,
+        read_only: options.read_only,
+        suid: false,
+        dev: false,
+        exec: true,
+        noatime: true,
+    }
+}
