@@ -351,7 +351,7 @@ impl Channel {
         lengths: &mut Vec<usize>,
     ) -> Result<(), ReplyError> {
         incoming
-            .to_memory(room, lengths)
+            .receive(room, lengths)
             .map_err(|error| ReplyError::Broken {
                 buf: incoming.bufs.idx,
                 done: incoming.done,
@@ -381,7 +381,7 @@ impl Channel {
             let held = pipe.held().map_err(ReplyError::Device)?;
             Ok(held.saturating_sub(OUT_HEADER))
         };
-        match incoming.to_pipe(pipe) {
+        match incoming.splice_to(pipe) {
             Ok(true) => {}
             Ok(false) => return held(pipe).map(Spliced::Left),
             Err(error) => {
@@ -446,9 +446,10 @@ impl Channel {
         mem::forget(reply);
     }
 
-    /// Whether fuser has been kept from closing the device.
-    pub(super) fn has_forgotten(&self) -> bool {
-        self.0.forgotten.load(Ordering::Relaxed) > 0
+    /// How many READs were answered without fuser's reply object, in one call.
+    #[must_use]
+    pub fn answered_in_one_call(&self) -> u64 {
+        self.0.forgotten.load(Ordering::Relaxed)
     }
 
     /// The payload of a WRITE, in memory or still in the kernel: [`drain`](super::drain()) sends it from

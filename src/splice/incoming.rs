@@ -98,7 +98,7 @@ impl<'v, 'a> Incoming<'v, 'a> {
 
     /// All of it into memory, behind what is there. `lengths` gets what of it is each
     /// buffer's.
-    pub fn to_memory(&mut self, room: &mut Room, lengths: &mut Vec<usize>) -> io::Result<()> {
+    pub fn receive(&mut self, room: &mut Room, lengths: &mut Vec<usize>) -> io::Result<()> {
         if self.done == 0 && is_begun(self.bufs) {
             return self.rest_to_memory(room, lengths);
         }
@@ -163,7 +163,7 @@ impl<'v, 'a> Incoming<'v, 'a> {
 
     /// All of it into a pipe, header and footer of sections into their memory. False if the rest has to go
     /// through memory: the pipe is full, or the source cannot be spliced.
-    pub fn to_pipe(&mut self, pipe: &mut Pipe) -> io::Result<bool> {
+    pub fn splice_to(&mut self, pipe: &mut Pipe) -> io::Result<bool> {
         if is_begun(self.bufs) {
             return Ok(false);
         }

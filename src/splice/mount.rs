@@ -134,10 +134,10 @@ impl<FS: Filesystem> Mounted<FS> {
         self.unmounter
     }
 
-    /// Whether the module serves it.
+    /// What the file system answers through.
     #[must_use]
-    pub fn has_sections(&self) -> bool {
-        self.channel.has_sections()
+    pub fn channel(&self) -> &Channel {
+        &self.channel
     }
 
     /// The file system answers every request before its method returns, so that the number of the device
@@ -186,7 +186,11 @@ impl<FS: Filesystem> Mounted<FS> {
 
     /// Closes the device for fuser, if a forgotten reply keeps it from doing that itself.
     fn give_back(&mut self, joined: bool) {
-        let Some(device) = self.device.take().filter(|_| self.channel.has_forgotten()) else {
+        let Some(device) = self
+            .device
+            .take()
+            .filter(|_| self.channel.answered_in_one_call() > 0)
+        else {
             return;
         };
         if joined && !self.keeps_replies {

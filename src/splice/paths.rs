@@ -63,6 +63,9 @@ pub trait PathFilesystem: Send + Sync + 'static {
     /// Whether the application may see the payload. Header and footer of each section have arrived, and the
     /// CRC32C of each buffer's payload, if [`PathOptions::crc`] is set.
     ///
+    /// A section's memory may be longer than header and footer: what is behind them is the file system's own,
+    /// say what the header is to be.
+    ///
     /// It is not asked where a source failed. A stream that did is shut down.
     fn check(&self, path: &Path, bufs: &FuseBufVec<'static>, crcs: &[Option<u32>]) -> Result<()> {
         Ok(())

@@ -39,6 +39,8 @@ pub struct Paths<F> {
     /// Exclusive while names change: nobody's path changes on the way to the file system.
     names: RwLock<()>,
     tree: Mutex<Tree>,
+    /// By nodeid, what is open: fstat(2) does not say which, and a removed file has no path.
+    open: Mutex<HashMap<u64, Vec<u64>>>,
     listings: Mutex<HashMap<u64, Arc<[DirEntry]>>>,
     last_listing: AtomicU64,
 }
@@ -56,6 +58,7 @@ impl<F: PathFilesystem> Paths<F> {
             options,
             names: RwLock::new(()),
             tree: Mutex::new(Tree::new()),
+            open: Mutex::new(HashMap::new()),
             listings: Mutex::new(HashMap::new()),
             last_listing: AtomicU64::new(0),
         }
@@ -84,12 +87,38 @@ impl<F: PathFilesystem> Paths<F> {
         })
     }
 
+    /// A path, or an open file.
+    fn place(&self, ino: INodeNo, fh: Option<FileHandle>) -> Result<(PathBuf, Option<u64>)> {
+        let fh = fh.map(u64::from);
+        match self.path(ino) {
+            Ok(path) => Ok((path, fh)),
+            Err(error) => {
+                let any = || self.open.lock().get(&ino.0)?.last().copied();
+                let fh = fh.or_else(any).ok_or(error)?;
+                Ok((PathBuf::new(), Some(fh)))
+            }
+        }
+    }
+
+    fn opened(&self, ino: INodeNo, fh: u64) {
+        self.open.lock().entry(ino.0).or_default().push(fh);
+    }
+
+    fn released(&self, ino: INodeNo, fh: u64) {
+        let mut open = self.open.lock();
+        if let Some(all) = open.get_mut(&ino.0) {
+            if let Some(at) = all.iter().position(|one| *one == fh) {
+                all.swap_remove(at);
+            }
+            if all.is_empty() {
+                open.remove(&ino.0);
+            }
+        }
+    }
+
     fn attr(&self, ino: INodeNo, fh: Option<FileHandle>) -> Result<FileAttr> {
-        let path = match fh {
-            Some(_) => self.open_path(ino),
-            None => self.path(ino)?,
-        };
-        let attr = self.fs.getattr(&path, fh.map(u64::from))?;
+        let (path, fh) = self.place(ino, fh)?;
+        let attr = self.fs.getattr(&path, fh)?;
         Ok(FileAttr { ino, ..attr })
     }
 
@@ -185,11 +214,8 @@ impl<F: PathFilesystem> Filesystem for Paths<F> {
                 return Err(Errno::ENOSYS);
             }
             if let Some(size) = size {
-                let path = match fh {
-                    Some(_) => self.open_path(ino),
-                    None => self.path(ino)?,
-                };
-                self.fs.truncate(&path, fh.map(u64::from), size)?;
+                let (path, fh) = self.place(ino, fh)?;
+                self.fs.truncate(&path, fh, size)?;
             }
             self.attr(ino, fh)
         };
@@ -254,7 +280,10 @@ impl<F: PathFilesystem> Filesystem for Paths<F> {
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let _names = self.names.read();
         match self.path(ino).and_then(|path| self.fs.open(&path, flags)) {
-            Ok(fh) => reply.opened(FileHandle(fh), FopenFlags::empty()),
+            Ok(fh) => {
+                self.opened(ino, fh);
+                reply.opened(FileHandle(fh), FopenFlags::empty());
+            }
             Err(error) => reply.error(errno(error)),
         }
     }
@@ -283,6 +312,7 @@ impl<F: PathFilesystem> Filesystem for Paths<F> {
         };
         match create() {
             Ok((fh, attr)) => {
+                self.opened(attr.ino, fh);
                 let fh = FileHandle(fh);
                 reply.created(&self.options.ttl, &attr, GENERATION, fh, FopenFlags::empty());
             }
@@ -356,6 +386,7 @@ impl<F: PathFilesystem> Filesystem for Paths<F> {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        self.released(ino, fh.0);
         self.fs.release(&self.open_path(ino), fh.0);
         reply.ok();
     }

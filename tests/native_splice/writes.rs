@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! WRITEs on their way to a server, in frames.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+
+use extfuse::splice::Way;
+
+use crate::frames::{Mount, Setup, content};
+
+/// Writes of many sizes arrive, each with its checksum right.
+pub fn writes_arrive(mount: &Mount) {
+    for direct in [false, true] {
+        let mut options = OpenOptions::new();
+        options.write(true).create(true);
+        if direct {
+            options.custom_flags(libc::O_DIRECT);
+        }
+        let file = options.open(mount.path("w")).unwrap();
+        for size in [1, 100, 4095, 4096, 4097, 128 << 10, 1 << 20] {
+            let bytes = content(size as u64, size);
+            file.write_all_at(&bytes, 13).unwrap();
+            let written = mount.world.written.lock().unwrap();
+            assert_eq!(written[13..13 + size], bytes, "{size}");
+        }
+    }
+}
+
+#[test]
+fn writes_arrive_with_their_checksum() {
+    let mount = Setup::stock(Way::Auto, true).mount();
+    writes_arrive(&mount);
+    mount.end();
+}
+
+#[test]
+fn files_are_created_renamed_and_removed_by_path() {
+    let mount = Setup::stock(Way::Auto, false).mount();
+    let mut file = fs::File::create(mount.path("one")).unwrap();
+    file.write_all(b"some").unwrap();
+    fs::rename(mount.path("one"), mount.path("two")).unwrap();
+    assert!(fs::metadata(mount.path("one")).is_err());
+    let names: Vec<_> = fs::read_dir(mount.path(""))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(names, ["two"]);
+    file.write_all(b"thing").unwrap();
+    fs::remove_file(mount.path("two")).unwrap();
+    // It has no path any more, and is open.
+    file.write_all(b" more").unwrap();
+    assert_eq!(*mount.world.written.lock().unwrap(), b"something more");
+    assert_eq!(file.metadata().unwrap().len(), 14);
+    file.set_len(3).unwrap();
+    assert_eq!(*mount.world.written.lock().unwrap(), b"som");
+    drop(file);
+    assert_eq!(fs::read_dir(mount.path("")).unwrap().count(), 0);
+    mount.end();
+}
