@@ -416,7 +416,9 @@ impl Channel {
         }
     }
 
-    fn way(&self, read: &Read, bufs: &FuseBufVec<'_>) -> Way {
+    /// The way that an answer goes.
+    #[must_use]
+    pub fn way(&self, read: &Read, bufs: &FuseBufVec<'_>) -> Way {
         let size = bufs.size();
         let in_memory = bufs.iter().skip(bufs.idx).all(|buf| !buf.is_fd());
         let splices = self.0.splices.load(Ordering::Relaxed) && !read.crc;

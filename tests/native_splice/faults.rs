@@ -6,27 +6,10 @@ use std::time::{Duration, Instant};
 
 use extfuse::splice::Way;
 
-use crate::frames::{Fault, Setup, Spot};
+use super::frames::{Fault, Spot};
+use super::mounts::{Setup, assert_eio};
 
 const SOURCES: [&str; 5] = ["tcp", "unix", "file", "memfd", "pipe"];
-
-fn assert_eio(setup: &Setup, source: &str, size: usize, fault: Fault) {
-    for direct in [false, true] {
-        let mount = setup.mount();
-        let name = format!("{source}-{size}");
-        mount.fault(fault);
-        assert_eq!(
-            mount.refused(&name, size, direct),
-            Some(libc::EIO),
-            "{name} {fault:?}"
-        );
-        mount.heal();
-        // What follows is right: nothing of the frame is left anywhere.
-        mount.assert_reads(&name, direct);
-        mount.assert_reads(&format!("{source}-70001"), direct);
-        mount.end();
-    }
-}
 
 #[test]
 fn a_wrong_checksum_gives_an_error_and_no_byte() {

@@ -1,30 +1,28 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A file system whose files come in frames from whatever a descriptor can be, over a server that can be told to
-//! fail; and what mounts it.
+//! fail.
 //!
 //! A file `/SOURCE-SIZE` has `SIZE` bytes. Files `/w` are written.
 
+// Every test program uses a part of it.
+#![allow(dead_code)]
+
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read as _, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, UNIX_EPOCH};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::UNIX_EPOCH;
 
-use extfuse::session::{SessionError, Unmounter};
-use extfuse::splice::{
-    BufFlags, Channel, DirEntry, Drain, FuseBuf, FuseBufVec, Mem, MountOptions, PathFilesystem, PathOptions,
-    Way, drain, serve,
-};
+use extfuse::splice::{BufFlags, DirEntry, Drain, FuseBuf, FuseBufVec, Mem, PathFilesystem, WITHHELD, drain};
 use fuser::{FileAttr, FileType, INodeNo, OpenFlags, RenameFlags};
 use nix::errno::Errno;
-use tempfile::TempDir;
 
 /// Bytes of a header, and of a footer.
 pub const META: usize = 102;
@@ -66,7 +64,7 @@ impl Spot {
         Self::LastByte,
     ];
 
-    fn of<'f>(self, frame: &'f [u8]) -> &'f [u8] {
+    fn of(self, frame: &[u8]) -> &[u8] {
         let payload = frame.len() - 2 * META;
         let end = match self {
             Self::Start => 0,
@@ -98,6 +96,8 @@ pub struct World {
     /// What was written, by offset.
     pub written: Mutex<Vec<u8>>,
     pub connections: AtomicUsize,
+    /// How many WRITEs came without their payload.
+    pub withheld: AtomicUsize,
 }
 
 /// The frame that answers a request.
@@ -320,6 +320,38 @@ impl Frames {
         Ok(())
     }
 
+    /// Takes a payload into memory or into a file, in two pieces.
+    fn keep(&self, file: bool, mut bufs: FuseBufVec<'_>, offset: u64) -> Result<usize, Errno> {
+        let size = bufs.size();
+        let mut kept = vec![0; size];
+        let (one, other) = kept.split_at_mut(size / 3);
+        let crcs = [
+            content(offset, one.len()),
+            content(offset + one.len() as u64, other.len()),
+        ];
+        for (piece, expected) in [one, other].into_iter().zip(crcs) {
+            let how = Drain {
+                crc: true,
+                ..Drain::default()
+            };
+            let crc = if file {
+                let file = tempfile::tempfile().unwrap();
+                let crc = drain(&mut bufs, &mut FuseBuf::file(&file, 5, piece.len()), &how);
+                file.read_exact_at(piece, 5).unwrap();
+                crc
+            } else {
+                drain(&mut bufs, &mut FuseBuf::memory_mut(piece), &how)
+            };
+            assert_eq!(crc.unwrap(), Some(crc32c::crc32c(&expected)));
+        }
+        let mut written = self.world.written.lock().unwrap();
+        let end = offset as usize + size;
+        let length = written.len().max(end);
+        written.resize(length, 0);
+        written[offset as usize..end].copy_from_slice(&kept);
+        Ok(size)
+    }
+
     /// Sends a payload to the server in a frame; it says whether the checksum was right.
     pub fn store(&self, mut bufs: FuseBufVec<'_>, offset: u64) -> Result<usize, Errno> {
         let size = bufs.size();
@@ -413,8 +445,14 @@ impl PathFilesystem for Frames {
         Self::judge(bufs, crcs)
     }
 
-    fn write_buf(&self, _path: &Path, _fh: u64, bufs: FuseBufVec<'_>, offset: u64) -> Result<usize, Errno> {
-        self.store(bufs, offset)
+    fn write_buf(&self, path: &Path, _fh: u64, bufs: FuseBufVec<'_>, offset: u64) -> Result<usize, Errno> {
+        if bufs.current().is_some_and(|buf| buf.flags.contains(WITHHELD)) {
+            self.world.withheld.fetch_add(1, Ordering::Relaxed);
+        }
+        match path.to_str() {
+            Some("/to-memory" | "/to-file") => self.keep(path == Path::new("/to-file"), bufs, offset),
+            _ => self.store(bufs, offset),
+        }
     }
 
     fn create(&self, path: &Path, _mode: u32, _flags: OpenFlags) -> Result<u64, Errno> {
@@ -444,162 +482,4 @@ impl PathFilesystem for Frames {
             .for_each(|name| *name = to.into());
         Ok(())
     }
-}
-
-/// One mount at a time: their descriptors are counted.
-static ONE: Mutex<()> = Mutex::new(());
-
-/// A mount that a thread of the test serves.
-#[derive(Debug)]
-pub struct Mount {
-    dir: Option<TempDir>,
-    pub world: Arc<World>,
-    channel: Option<Channel>,
-    serving: Option<JoinHandle<Result<(), SessionError>>>,
-    unmounter: Unmounter,
-    before: Vec<PathBuf>,
-    _one: MutexGuard<'static, ()>,
-}
-
-/// How to mount.
-#[derive(Clone, Debug)]
-pub struct Setup {
-    pub mount: MountOptions,
-    pub paths: PathOptions,
-}
-
-impl Setup {
-    pub fn stock(way: Way, crc: bool) -> Self {
-        let ttl = Duration::from_secs(1);
-        Self {
-            mount: MountOptions {
-                stock: true,
-                timeout: Duration::from_secs(20),
-                ..MountOptions::default()
-            },
-            paths: PathOptions { way, crc, ttl },
-        }
-    }
-
-    pub fn mount(&self) -> Mount {
-        Mount::new(|dir, world| {
-            let frames = Frames::new(world);
-            let mounted = serve(frames, dir, &self.mount, self.paths).unwrap();
-            (mounted.unmounter(), mounted.channel().clone(), move || {
-                mounted.serve()
-            })
-        })
-    }
-}
-
-impl Mount {
-    pub fn new<S>(make: impl FnOnce(&Path, Arc<World>) -> (Unmounter, Channel, S)) -> Self
-    where
-        S: FnOnce() -> Result<(), SessionError> + Send + 'static,
-    {
-        let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = devices();
-        let dir = tempfile::Builder::new()
-            .prefix("extfuse-test-")
-            .tempdir()
-            .unwrap();
-        let world = Arc::new(World::default());
-        let (unmounter, channel, serve) = make(dir.path(), Arc::clone(&world));
-        Self {
-            dir: Some(dir),
-            world,
-            channel: Some(channel),
-            serving: Some(thread::spawn(serve)),
-            unmounter,
-            before,
-            _one: one,
-        }
-    }
-
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.dir.as_ref().unwrap().path().join(name)
-    }
-
-    pub fn fault(&self, fault: Fault) {
-        *self.world.fault.lock().unwrap() = Some(fault);
-    }
-
-    pub fn heal(&self) {
-        *self.world.fault.lock().unwrap() = None;
-    }
-
-    /// Reads what must not be readable: the error.
-    #[track_caller]
-    pub fn refused(&self, name: &str, size: usize, direct: bool) -> Option<i32> {
-        match self.read(name, 0, size, direct) {
-            Ok(bytes) => panic!("{name}: {} bytes of what is wrong", bytes.len()),
-            Err(error) => error.raw_os_error(),
-        }
-    }
-
-    /// Reads a range through the page cache, or past it.
-    pub fn read(&self, name: &str, offset: u64, len: usize, direct: bool) -> io::Result<Vec<u8>> {
-        let mut options = OpenOptions::new();
-        options.read(true);
-        if direct {
-            options.custom_flags(libc::O_DIRECT);
-        }
-        let file = options.open(self.path(name))?;
-        let mut room = vec![0xaa; len + 1];
-        let mut done = 0;
-        loop {
-            match file.read_at(&mut room[done..], offset + done as u64) {
-                Ok(0) => break,
-                Ok(n) => done += n,
-                Err(error) => {
-                    let touched = room[done..].iter().any(|byte| *byte != 0xaa);
-                    assert!(direct || !touched, "bytes of a frame that was not accepted");
-                    return Err(error);
-                }
-            }
-        }
-        room.truncate(done);
-        Ok(room)
-    }
-
-    /// Reads a whole file, and compares.
-    #[track_caller]
-    pub fn assert_reads(&self, name: &str, direct: bool) {
-        let (_, size) = describe(Path::new(&format!("/{name}"))).unwrap();
-        let read = self.read(name, 0, size as usize, direct).unwrap();
-        assert_eq!(read.len() as u64, size, "{name}");
-        let wrong = read.iter().zip(0..).position(|(read, at)| *read != byte(at));
-        assert_eq!(wrong, None, "{name}: the first wrong byte");
-    }
-
-    /// Unmounts, and sees that nothing is left. Gives how many READs were answered in one call.
-    pub fn end(mut self) -> u64 {
-        self.unmounter.detach().unwrap();
-        self.serving.take().unwrap().join().unwrap().unwrap();
-        let answered = self.channel.take().unwrap().answered_in_one_call();
-        assert_eq!(devices(), self.before, "descriptors of the device");
-        answered
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = self.unmounter.detach();
-        if let Some(serving) = self.serving.take() {
-            let _ = serving.join();
-        }
-    }
-}
-
-/// Descriptors of this process that belong to a mount, or to one that was.
-pub fn devices() -> Vec<PathBuf> {
-    let mut all = Vec::new();
-    for entry in std::fs::read_dir("/proc/self/fd").unwrap().flatten() {
-        let target = std::fs::read_link(entry.path()).unwrap_or_default();
-        if target.starts_with("/dev") && target != Path::new("/dev/null") || target == Path::new("/") {
-            all.push(entry.path());
-        }
-    }
-    all.sort();
-    all
 }

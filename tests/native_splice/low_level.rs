@@ -13,7 +13,8 @@ use fuser::{
     ReplyAttr, ReplyData, ReplyEntry, ReplyWrite, Request, WriteFlags,
 };
 
-use crate::frames::{Fault, Frames, Mount, Setup, attr, devices};
+use super::frames::{Fault, Frames, attr};
+use super::mounts::{Mount, Setup, devices, writes_arrive};
 
 const TTL: Duration = Duration::from_secs(1);
 const SIZE: u64 = 300_000;
@@ -115,7 +116,7 @@ fn reads_and_writes_go_through_the_channel() {
         let mount = low(way, crc, false);
         mount.assert_reads(NAME, false);
         mount.assert_reads(NAME, true);
-        crate::writes::writes_arrive(&mount);
+        writes_arrive(&mount);
         if crc {
             mount.fault(Fault::Crc(7));
             assert_eq!(mount.refused(NAME, 4096, true), Some(libc::EIO));

@@ -5,5 +5,6 @@
 mod faults;
 mod frames;
 mod low_level;
+mod mounts;
 mod ways;
 mod writes;

@@ -8,24 +8,8 @@ use std::thread;
 
 use extfuse::splice::Way;
 
-use crate::frames::{Setup, byte};
-
-const SOURCES: [&str; 8] = [
-    "tcp", "unix", "file", "memfd", "pipe", "plain", "memory", "merged",
-];
-const SIZES: [usize; 7] = [0, 1, 4095, 4096, 4097, 128 << 10, 1 << 20];
-
-fn every_source_and_size(setup: &Setup) {
-    for direct in [false, true] {
-        let mount = setup.mount();
-        for source in SOURCES {
-            for size in SIZES {
-                mount.assert_reads(&format!("{source}-{size}"), direct);
-            }
-        }
-        mount.end();
-    }
-}
+use super::frames::byte;
+use super::mounts::{Setup, every_source_and_size};
 
 #[test]
 fn copying_gives_every_source_and_size() {

@@ -1,31 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! WRITEs on their way to a server, in frames.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::Write;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 use extfuse::splice::Way;
 
-use crate::frames::{Mount, Setup, content};
-
-/// Writes of many sizes arrive, each with its checksum right.
-pub fn writes_arrive(mount: &Mount) {
-    for direct in [false, true] {
-        let mut options = OpenOptions::new();
-        options.write(true).create(true);
-        if direct {
-            options.custom_flags(libc::O_DIRECT);
-        }
-        let file = options.open(mount.path("w")).unwrap();
-        for size in [1, 100, 4095, 4096, 4097, 128 << 10, 1 << 20] {
-            let bytes = content(size as u64, size);
-            file.write_all_at(&bytes, 13).unwrap();
-            let written = mount.world.written.lock().unwrap();
-            assert_eq!(written[13..13 + size], bytes, "{size}");
-        }
-    }
-}
+use super::mounts::{Setup, writes_arrive};
 
 #[test]
 fn writes_arrive_with_their_checksum() {

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Answers and payloads through the module: by every way the same bytes, and errors where something is wrong.
+
+#[path = "native_splice/frames.rs"]
+mod frames;
+#[path = "native_splice/mounts.rs"]
+mod mounts;
+
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use extfuse::splice::{FuseBuf, Read, Way};
+
+use frames::{Fault, Spot, byte};
+use mounts::{Setup, assert_eio, every_source_and_size, writes_arrive};
+
+const CHECKED: [Way; 5] = [Way::Auto, Way::Copy, Way::Splice, Way::Stage, Way::Fill];
+const STREAMS: [&str; 3] = ["tcp", "unix", "pipe"];
+
+#[test]
+fn the_way_is_the_one_that_was_asked_for() {
+    let mount = Setup::extfuse(Way::Auto, false).mount();
+    let channel = mount.channel();
+    assert!(channel.has_sections());
+    let null = std::fs::File::open("/dev/null").unwrap();
+    let way = |way, size: usize| {
+        let bufs = FuseBuf::fd(&null, size).into();
+        channel.way(&Read::new(2, 1 << 20).way(way), &bufs)
+    };
+    for asked in [Way::Copy, Way::Splice, Way::Stage, Way::Fill, Way::FillCommit] {
+        assert_eq!(way(asked, 5000), asked);
+    }
+    assert_eq!(
+        (way(Way::Auto, 4096), way(Way::Auto, 32 << 10)),
+        (Way::Copy, Way::Fill)
+    );
+    mount.end();
+}
+
+#[test]
+fn every_source_and_size_is_copied() {
+    every_source_and_size(&Setup::extfuse(Way::Copy, true));
+}
+
+#[test]
+fn every_source_and_size_is_spliced() {
+    every_source_and_size(&Setup::extfuse(Way::Splice, false));
+}
+
+#[test]
+fn every_source_and_size_is_staged() {
+    every_source_and_size(&Setup::extfuse(Way::Stage, true));
+    every_source_and_size(&Setup::extfuse(Way::Stage, false));
+}
+
+#[test]
+fn every_source_and_size_is_filled() {
+    every_source_and_size(&Setup::extfuse(Way::Fill, true));
+    every_source_and_size(&Setup::extfuse(Way::Fill, false));
+}
+
+#[test]
+fn every_source_and_size_is_filled_and_committed_at_once() {
+    every_source_and_size(&Setup::extfuse(Way::FillCommit, false));
+    let mount = Setup::extfuse(Way::FillCommit, false).mount();
+    mount.assert_reads("tcp-100000", true);
+    assert!(mount.end() > 0);
+}
+
+#[test]
+fn a_file_that_ends_early_is_a_short_read() {
+    use std::os::unix::fs::FileExt;
+
+    for way in [Way::Copy, Way::Splice, Way::Stage, Way::Fill, Way::FillCommit] {
+        let mount = Setup::extfuse(way, false).mount();
+        let file = std::fs::File::open(mount.path("short-40000")).unwrap();
+        let mut room = vec![0; 40_000];
+        assert_eq!(file.read_at(&mut room, 0).unwrap(), 20_000, "{way:?}");
+        assert!(room[..20_000].iter().zip(0..).all(|(read, at)| *read == byte(at)));
+        mount.end();
+    }
+}
+
+#[test]
+fn a_wrong_checksum_gives_an_error_and_no_byte() {
+    for way in CHECKED {
+        for source in ["tcp", "unix", "memfd"] {
+            assert_eio(&Setup::extfuse(way, true), source, 60_000, Fault::Crc(5));
+        }
+    }
+}
+
+#[test]
+fn every_wrong_bit_of_a_checksum_is_an_error() {
+    let mount = Setup::extfuse(Way::Fill, true).mount();
+    for bit in 0..32 {
+        mount.fault(Fault::Crc(bit));
+        assert_eq!(mount.refused("unix-64", 64, false), Some(libc::EIO));
+        mount.heal();
+        mount.assert_reads(&format!("unix-{}", 64 + bit), false);
+    }
+    mount.end();
+}
+
+#[test]
+fn the_header_of_another_request_is_refused() {
+    for way in CHECKED {
+        assert_eio(&Setup::extfuse(way, false), "tcp", 60_000, Fault::Id);
+    }
+}
+
+#[test]
+fn a_source_that_dies_in_any_part_of_a_frame_gives_an_error() {
+    for way in [Way::Splice, Way::Stage, Way::Fill, Way::FillCommit] {
+        for source in STREAMS {
+            for at in Spot::ALL {
+                assert_eio(&Setup::extfuse(way, false), source, 40_000, Fault::Dies(at));
+            }
+        }
+        assert_eio(
+            &Setup::extfuse(way, false),
+            "file",
+            40_000,
+            Fault::Dies(Spot::Payload),
+        );
+    }
+}
+
+#[test]
+fn a_server_that_stalls_times_out_and_its_rest_is_never_read() {
+    for way in [Way::Stage, Way::Fill, Way::FillCommit] {
+        for at in [Spot::Header, Spot::Payload, Spot::Footer] {
+            let mut setup = Setup::extfuse(way, false);
+            setup.mount.timeout = Duration::from_millis(1500);
+            assert_eio(&setup, "tcp", 40_000, Fault::Stalls(at));
+        }
+    }
+}
+
+#[test]
+fn readers_at_once_get_each_their_own() {
+    for way in [Way::Stage, Way::Fill, Way::FillCommit] {
+        let mount = Setup::extfuse(way, false).mount();
+        thread::scope(|scope| {
+            for reader in 0..6u64 {
+                let mount = &mount;
+                scope.spawn(move || {
+                    for round in 0..8 {
+                        let source = ["tcp", "unix", "memfd", "pipe"][(reader + round) as usize % 4];
+                        let offset = (reader * 37 + round * 11) * 4096;
+                        let read = mount
+                            .read(&format!("{source}-9999999"), offset, 70_000, true)
+                            .unwrap();
+                        assert!(read.iter().zip(offset..).all(|(read, at)| *read == byte(at)));
+                    }
+                });
+            }
+        });
+        mount.end();
+    }
+}
+
+#[test]
+fn writes_arrive_with_and_without_their_payload() {
+    for withhold in [false, true] {
+        let mut setup = Setup::extfuse(Way::Auto, false);
+        setup.mount.withhold = withhold;
+        let mount = setup.mount();
+        writes_arrive(&mount);
+        assert_eq!(mount.world.withheld.load(Ordering::Relaxed) > 0, withhold);
+        mount.end();
+    }
+}
