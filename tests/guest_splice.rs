@@ -78,6 +78,7 @@ fn a_file_that_ends_early_is_a_short_read() {
         let mut room = vec![0; 40_000];
         assert_eq!(file.read_at(&mut room, 0).unwrap(), 20_000, "{way:?}");
         assert!(room[..20_000].iter().zip(0..).all(|(read, at)| *read == byte(at)));
+        drop(file);
         mount.end();
     }
 }
