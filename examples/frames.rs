@@ -15,8 +15,10 @@ use std::{fs, thread};
 
 use anyhow::Context;
 use clap::Parser;
-use extfuse::splice::{DirEntry, FuseBuf, FuseBufVec, Mem, MountOptions, PathFilesystem, PathOptions, serve};
-use fuser::{FileAttr, FileType, INodeNo};
+use extfuse::splice::{
+    DirEntry, FuseBuf, FuseBufVec, Mem, MountOptions, PathFilesystem, PathOptions, attributes, serve,
+};
+use fuser::{FileAttr, FileType};
 use nix::errno::Errno;
 
 const META: usize = 102;
@@ -96,31 +98,10 @@ impl Frames {
 
 impl PathFilesystem for Frames {
     fn getattr(&self, path: &Path, _fh: Option<u64>) -> Result<FileAttr, Errno> {
-        let root = path == Path::new("/");
-        let size = if root { 0 } else { self.find(path)?.1 };
-        let (kind, perm) = if root {
-            (FileType::Directory, 0o555)
-        } else {
-            (FileType::RegularFile, 0o444)
-        };
-        let time = std::time::UNIX_EPOCH;
-        Ok(FileAttr {
-            ino: INodeNo(0),
-            size,
-            blocks: size.div_ceil(512),
-            atime: time,
-            mtime: time,
-            ctime: time,
-            crtime: time,
-            kind,
-            perm,
-            nlink: 1,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            blksize: 4096,
-            flags: 0,
-        })
+        if path == Path::new("/") {
+            return Ok(attributes(FileType::Directory, 0o555, 0));
+        }
+        Ok(attributes(FileType::RegularFile, 0o444, self.find(path)?.1))
     }
 
     fn readdir(&self, _path: &Path) -> Result<Vec<DirEntry>, Errno> {

@@ -6,9 +6,9 @@ mod tree;
 
 use std::ffi::OsString;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
-use fuser::{FileAttr, FileType, OpenFlags, RenameFlags};
+use fuser::{FileAttr, FileType, INodeNo, OpenFlags, RenameFlags};
 use nix::errno::Errno;
 
 pub use adaptor::Paths;
@@ -109,6 +109,28 @@ pub trait PathFilesystem: Send + Sync + 'static {
     /// Renames; EINVAL of flags that it doesn't know.
     fn rename(&self, from: &Path, to: &Path, flags: RenameFlags) -> Result<()> {
         Err(Errno::ENOSYS)
+    }
+}
+
+/// Attributes of a file or directory of nobody's in particular: root's, from 1970.
+#[must_use]
+pub fn attributes(kind: FileType, perm: u16, size: u64) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(0),
+        size,
+        blocks: size.div_ceil(512),
+        atime: UNIX_EPOCH,
+        mtime: UNIX_EPOCH,
+        ctime: UNIX_EPOCH,
+        crtime: UNIX_EPOCH,
+        kind,
+        perm,
+        nlink: 1,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 4096,
+        flags: 0,
     }
 }
 

@@ -18,10 +18,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::UNIX_EPOCH;
 
-use extfuse::splice::{BufFlags, DirEntry, Drain, FuseBuf, FuseBufVec, Mem, PathFilesystem, WITHHELD, drain};
-use fuser::{FileAttr, FileType, INodeNo, OpenFlags, RenameFlags};
+use extfuse::splice::{
+    BufFlags, DirEntry, Drain, FuseBuf, FuseBufVec, Mem, PathFilesystem, WITHHELD, attributes, drain,
+};
+use fuser::{FileAttr, FileType, OpenFlags, RenameFlags};
 use nix::errno::Errno;
 
 /// Bytes of a header, and of a footer.
@@ -383,23 +384,7 @@ pub fn describe(path: &Path) -> Option<(&'static str, u64)> {
 }
 
 pub fn attr(kind: FileType, size: u64) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(0),
-        size,
-        blocks: size.div_ceil(512),
-        atime: UNIX_EPOCH,
-        mtime: UNIX_EPOCH,
-        ctime: UNIX_EPOCH,
-        crtime: UNIX_EPOCH,
-        kind,
-        perm: 0o755,
-        nlink: 1,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 4096,
-        flags: 0,
-    }
+    attributes(kind, 0o755, size)
 }
 
 impl PathFilesystem for Frames {
