@@ -20,7 +20,9 @@ fn frames() -> PathBuf {
 #[test]
 fn files_are_read_over_the_socket_and_an_interrupt_unmounts() {
     let scratch = Scratch::new();
-    let bytes: Vec<u8> = (0..3_000_000u32).map(|i| (i.wrapping_mul(i) >> 8) as u8).collect();
+    let bytes: Vec<u8> = (0..3_000_000u32)
+        .map(|i| (i.wrapping_mul(i) >> 8) as u8)
+        .collect();
     fs::write(scratch.source().join("large"), &bytes).unwrap();
     scratch.write("empty", "");
     scratch.write("small", "hello\n");

@@ -115,15 +115,18 @@ impl<'v, 'a> Incoming<'v, 'a> {
 
     /// A copy has begun with it: it goes on, without a time limit of ours.
     fn rest_to_memory(&mut self, room: &mut Room, lengths: &mut Vec<usize>) -> io::Result<()> {
-        while !self.bufs.is_done() {
-            let idx = self.bufs.idx;
-            let left = self.bufs.current().map_or(0, |buf| buf.size) - self.bufs.off.min(self.bufs.size());
+        let first = self.bufs.idx;
+        while let Some(buf) = self.bufs.current() {
+            let (idx, left) = (self.bufs.idx, buf.size.saturating_sub(self.bufs.off));
             let mut dst = FuseBuf::memory_mut(room.more(left)).into();
             let n = copy(&mut dst, self.bufs, CopyFlags::NO_SPLICE)?;
             room.added(n);
-            lengths.push(n);
+            lengths.resize(idx - first + 1, 0);
+            if let Some(length) = lengths.last_mut() {
+                *length += n;
+            }
             if n == 0 && self.bufs.idx == idx {
-                break;
+                return self.ended().map(drop);
             }
         }
         Ok(())
@@ -296,4 +299,45 @@ pub(super) fn goes_through_memory(error: &io::Error) -> bool {
         errno,
         Some(Errno::EAGAIN | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_vector_that_a_copy_has_begun_with_goes_on_where_that_was() {
+        let (mut far, near) = UnixStream::pair().unwrap();
+        far.write_all(b"HEADpayload!FOOTERrest").unwrap();
+        let mut bufs: FuseBufVec<'_> = [
+            FuseBuf::memory(b"before"),
+            FuseBuf::section(&near, 4, 8, 6),
+            FuseBuf::fd(&near, 4),
+            FuseBuf::memory(b"behind"),
+        ]
+        .into_iter()
+        .collect();
+        let mut begun = [0; 9];
+        let mut dst = FuseBuf::memory_mut(&mut begun).into();
+        assert_eq!(copy(&mut dst, &mut bufs, CopyFlags::empty()).unwrap(), 9);
+        assert_eq!((&begun, bufs.idx, bufs.off), (b"beforepay", 1, 3));
+        assert!(is_begun(&bufs));
+        let (mut room, mut lengths) = (Room::new(), Vec::new());
+        let deadline = Deadline::after(Duration::from_secs(5));
+        Incoming::new(&mut bufs, deadline)
+            .receive(&mut room, &mut lengths)
+            .unwrap();
+        assert_eq!(room.bytes(), b"load!restbehind");
+        assert_eq!(lengths, [5, 4, 6]);
+        let section = bufs.get(1).unwrap();
+        assert_eq!(
+            (section.header_bytes(), section.footer_bytes()),
+            (&b"HEAD"[..], &b"FOOTER"[..])
+        );
+        assert!(bufs.is_done());
+    }
 }
