@@ -9,6 +9,7 @@ mod measure;
 mod mounts;
 mod report;
 mod scale;
+mod sections;
 mod tree;
 
 use std::fs;
@@ -22,6 +23,8 @@ use cases::{Case, Ending};
 use measure::Shape;
 use mounts::{Place, STOCK_VARIANTS, VARIANTS, Variant};
 use report::Row;
+use sections::Way;
+use sections::frame::Address;
 use tree::Paths;
 
 /// What is measured together.
@@ -33,6 +36,8 @@ enum Suite {
     Data,
     /// Hits with a million cached entries against a thousand, and the memory an entry takes
     Scale,
+    /// A payload from a server to the application and back: copied, spliced, by sections
+    Sections,
 }
 
 #[derive(Debug, Parser)]
@@ -83,6 +88,19 @@ enum Action {
         #[arg(long)]
         smoke: bool,
     },
+    /// The server of the suite `sections`
+    #[command(hide = true)]
+    SectionsServer { socket: PathBuf },
+    /// The daemon of the suite `sections`
+    #[command(hide = true)]
+    SectionsDaemon {
+        #[arg(value_enum)]
+        way: Way,
+        server: Address,
+        mountpoint: PathBuf,
+        #[arg(long)]
+        stock: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -103,7 +121,7 @@ fn act(action: Action) -> Result<()> {
                     continue;
                 };
                 println!(
-                    "{:6} {}",
+                    "{:8} {}",
                     value.get_name(),
                     value.get_help().map(ToString::to_string).unwrap_or_default()
                 );
@@ -127,6 +145,13 @@ fn act(action: Action) -> Result<()> {
             colour,
             smoke,
         } => demo::run(&directory, &base, colour, smoke),
+        Action::SectionsServer { socket } => sections::server::run(&socket),
+        Action::SectionsDaemon {
+            way,
+            server,
+            mountpoint,
+            stock,
+        } => sections::daemon::run(way, &server, &mountpoint, stock),
     }
 }
 
@@ -178,7 +203,7 @@ fn run(suites: &[Suite], base: PathBuf, smoke: bool) -> Result<Vec<Row>> {
         .filter_map(|suite| match suite {
             Suite::Meta => Some(("meta", cases::META)),
             Suite::Data => Some(("data", cases::DATA)),
-            Suite::Scale => None,
+            Suite::Scale | Suite::Sections => None,
         })
         .collect();
     if !plain.is_empty() {
@@ -186,6 +211,9 @@ fn run(suites: &[Suite], base: PathBuf, smoke: bool) -> Result<Vec<Row>> {
     }
     if suites.contains(&Suite::Scale) {
         rows.append(&mut scale::run(&bench.base, metric)?);
+    }
+    if suites.contains(&Suite::Sections) {
+        rows.append(&mut sections::run(&bench.base, metric, smoke)?);
     }
     Ok(rows)
 }

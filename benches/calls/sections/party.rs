@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The other processes: this program, started again, which says a line of JSON when it is ready and
+//! for each line it reads, and ends with its standard input.
+
+use std::io::{BufRead, BufReader, Write, stdin, stdout};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// How long one may take to end.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[derive(Debug)]
+pub struct Party {
+    name: &'static str,
+    child: Child,
+    /// None once it was told to end.
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+}
+
+impl Party {
+    /// Starts this program with `arguments`; with it comes what it says at the beginning.
+    pub fn start<T: DeserializeOwned>(name: &'static str, arguments: &[&str]) -> Result<(Self, T)> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .args(arguments)
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start the {name}"))?;
+        let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
+            bail!("the {name} has no pipes");
+        };
+        let mut party = Self {
+            name,
+            child,
+            input: Some(input),
+            output: BufReader::new(output),
+        };
+        let said = party.hear()?;
+        Ok((party, said))
+    }
+
+    fn hear<T: DeserializeOwned>(&mut self) -> Result<T> {
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        ensure!(!line.is_empty(), "the {} ended", self.name);
+        serde_json::from_str(&line).with_context(|| format!("the {} said: {line}", self.name))
+    }
+
+    /// What it says now.
+    pub fn ask<T: DeserializeOwned>(&mut self) -> Result<T> {
+        let input = self.input.as_mut().context("it was told to end")?;
+        input
+            .write_all(b"\n")
+            .with_context(|| format!("the {} does not listen", self.name))?;
+        self.hear()
+    }
+
+    /// Tells it to end, and waits until it has.
+    pub fn end(mut self) -> Result<()> {
+        self.finish()
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        if self.input.take().is_none() {
+            return Ok(());
+        }
+        let step = Duration::from_millis(10);
+        for _ in 0..PATIENCE.as_millis() / step.as_millis() {
+            if let Some(status) = self.child.try_wait()? {
+                ensure!(status.success(), "the {}: {status}", self.name);
+                return Ok(());
+            }
+            thread::sleep(step);
+        }
+        self.child.kill()?;
+        self.child.wait()?;
+        bail!("the {} did not end, and was killed", self.name)
+    }
+}
+
+impl Drop for Party {
+    fn drop(&mut self) {
+        if let Err(error) = self.finish() {
+            eprintln!("cannot clean up: {error:#}");
+        }
+    }
+}
+
+/// The party's own side.
+pub fn report_until_end<T: Serialize>(ready: &impl Serialize, mut report: impl FnMut() -> T) -> Result<()> {
+    let say = |line: String| -> Result<()> {
+        writeln!(stdout(), "{line}")?;
+        Ok(())
+    };
+    say(serde_json::to_string(ready)?)?;
+    for line in stdin().lock().lines() {
+        line?;
+        say(serde_json::to_string(&report())?)?;
+    }
+    Ok(())
+}
