@@ -386,7 +386,9 @@ pub fn run(way: Way, server: &Address, mountpoint: &Path, stock: bool) -> Result
     let detached = Detached::create(flavor, device.as_fd(), &parameters)?;
     let ours = Arc::new(device.try_clone()?);
     let sections = Device::new(Arc::clone(&ours));
+    // The others are daemons that know nothing of the module.
     if way.needs_module() {
+        sections.setup().context("the module cannot be set up")?;
         sections
             .sections(way == Way::Drain)
             .context("sections are not allowed")?;
