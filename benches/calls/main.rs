@@ -169,11 +169,12 @@ fn table(rows: &[Row], markdown: bool) -> Result<()> {
             report::text(rows)
         }
     );
+    let bullet = if markdown { "- " } else { "" };
+    for crossing in sections::findings::crossings(rows) {
+        println!("{bullet}{crossing}");
+    }
     for aim in report::aims(rows) {
-        let (bullet, verdict) = (
-            if markdown { "- " } else { "" },
-            if aim.met { "met" } else { "MISSED" },
-        );
+        let verdict = if aim.met { "met" } else { "MISSED" };
         println!("{bullet}{verdict}: {}", aim.text);
     }
     Ok(())

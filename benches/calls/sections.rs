@@ -4,6 +4,7 @@
 
 mod application;
 pub mod daemon;
+pub mod findings;
 pub mod frame;
 mod party;
 pub mod server;
