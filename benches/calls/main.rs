@@ -173,7 +173,8 @@ fn table(rows: &[Row], markdown: bool) -> Result<()> {
     for crossing in sections::findings::crossings(rows) {
         println!("{bullet}{crossing}");
     }
-    for aim in report::aims(rows) {
+    let sections = sections::findings::aims(rows);
+    for aim in report::aims(rows).into_iter().chain(sections) {
         let verdict = if aim.met { "met" } else { "MISSED" };
         println!("{bullet}{verdict}: {}", aim.text);
     }

@@ -5,8 +5,6 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
-use crate::sections::findings;
-
 /// One figure.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
@@ -223,6 +221,5 @@ pub fn aims(rows: &[Row]) -> Vec<Aim> {
     ] {
         ratio(case, "unattached", "stock-0", 1.01);
     }
-    aims.append(&mut findings::aims(rows));
     aims
 }
