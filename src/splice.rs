@@ -2,7 +2,7 @@
 //! Payload on its way between memory, files, pipes and sockets, with as few copies as both ends allow.
 //!
 //! A [`FuseBuf`] says where bytes are (`struct fuse_buf`), a [`FuseBufVec`] is a row of them with a
-//! current position (`struct fuse_bufvec`), and [`copy`] moves bytes from one row to another. A [`Merge`]
+//! current position (`struct fuse_bufvec`), and [`copy()`] moves bytes from one row to another. A [`Merge`]
 //! is one file whose ranges come from different sources.
 
 pub mod buf;
