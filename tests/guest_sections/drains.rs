@@ -168,7 +168,11 @@ fn buffered_o_direct_and_mapped_writes() {
             assert!(start.elapsed() < PATIENCE);
         }
         writing.join().unwrap();
-        assert_eq!(written, [50_000, 50_000, 8192][turn]);
+        // A mapped page may have been written back before, by the kernel itself.
+        match turn {
+            2 => assert!(written >= 8192 && written % 4096 == 0, "{written}"),
+            _ => assert_eq!(written, 50_000),
+        }
     }
 }
 
