@@ -259,7 +259,6 @@ struct extfuse_gate {
 int extfuse_sections_init(void);
 void extfuse_sections_exit(void);
 long extfuse_ioctl_sections(struct extfuse_conn *ext, const struct extfuse_sections __user *arg);
-long extfuse_ioctl_fill(struct fuse_dev *fud, struct extfuse_fill __user *arg);
 long extfuse_ioctl_drain(struct fuse_dev *fud, struct extfuse_drain __user *arg);
 
 struct fuse_req *extfuse_own(struct fuse_dev *fud, u64 unique, u32 opcode);
@@ -267,6 +266,15 @@ int extfuse_disown(struct fuse_dev *fud, struct fuse_req *req, bool answered);
 void extfuse_map(struct fuse_req *req, unsigned int dir, unsigned int off, unsigned int len, struct bio_vec *bv,
 		 unsigned int max, struct iov_iter *iter);
 u32 extfuse_crc(u32 crc, const void *bytes, size_t len);
+bool extfuse_has_gate(struct extfuse_conn *ext);
+struct fuse_req *extfuse_section_own(struct fuse_dev *fud, u64 unique, u32 offset, u32 payload);
+int extfuse_section_begin(struct fuse_req *req, u32 offset, u32 payload, u32 had);
+int extfuse_section_end(struct extfuse_conn *ext, struct fuse_req *req, struct extfuse_frame *frame, int err,
+			u32 got);
+void extfuse_set_length(struct fuse_req *req, unsigned int size);
+
+/* fill.c */
+long extfuse_ioctl_fill(struct fuse_dev *fud, struct extfuse_fill __user *arg);
 int extfuse_wait(struct fuse_conn *fc, struct file *file, __poll_t events, long *left);
 int extfuse_stream(struct file *file, struct socket **sock);
 
