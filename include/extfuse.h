@@ -298,7 +298,7 @@ static inline __u64 extfuse_attr_check(__u64 nodeid, const struct extfuse_attr_r
  * ---- Device --------------------------------------------------------------
  *
  * ioctls on a /dev/extfuse fd that is mounted. All give ENOTTY on a device of
- * the stock FUSE, and EPERM on an fd that is not mounted.
+ * the stock FUSE, and EPERM on an fd that is not mounted, or before SETUP.
  */
 #define EXTFUSE_IOC_MAGIC 0xef
 

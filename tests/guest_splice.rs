@@ -7,13 +7,12 @@ mod frames;
 mod mounts;
 
 use std::sync::atomic::Ordering;
-use std::thread;
 use std::time::Duration;
 
 use extfuse::splice::{FuseBuf, Read, Way};
 
 use frames::{Fault, Spot, byte};
-use mounts::{Setup, assert_eio, every_source_and_size, writes_arrive};
+use mounts::{Setup, assert_eio, every_source_and_size, readers_at_once, writes_arrive};
 
 const CHECKED: [Way; 5] = [Way::Auto, Way::Copy, Way::Splice, Way::Stage, Way::Fill];
 const STREAMS: [&str; 3] = ["tcp", "unix", "pipe"];
@@ -142,23 +141,7 @@ fn a_server_that_stalls_times_out_and_its_rest_is_never_read() {
 #[test]
 fn readers_at_once_get_each_their_own() {
     for way in [Way::Stage, Way::Fill, Way::FillCommit] {
-        let mount = Setup::extfuse(way, false).mount();
-        thread::scope(|scope| {
-            for reader in 0..6u64 {
-                let mount = &mount;
-                scope.spawn(move || {
-                    for round in 0..8 {
-                        let source = ["tcp", "unix", "memfd", "pipe"][(reader + round) as usize % 4];
-                        let offset = (reader * 37 + round * 11) * 4096;
-                        let read = mount
-                            .read(&format!("{source}-9999999"), offset, 70_000, true)
-                            .unwrap();
-                        assert!(read.iter().zip(offset..).all(|(read, at)| *read == byte(at)));
-                    }
-                });
-            }
-        });
-        mount.end();
+        readers_at_once(&Setup::extfuse(way, false), 6, 8);
     }
 }
 

@@ -208,6 +208,27 @@ pub fn every_source_and_size(setup: &Setup) {
     }
 }
 
+/// Many readers at the same time, each of pieces of several files.
+pub fn readers_at_once(setup: &Setup, readers: u64, rounds: u64) {
+    let mount = setup.mount();
+    thread::scope(|scope| {
+        for reader in 0..readers {
+            let mount = &mount;
+            scope.spawn(move || {
+                for round in 0..rounds {
+                    let source = ["tcp", "unix", "memfd", "pipe"][(reader + round) as usize % 4];
+                    let offset = (reader * 37 + round * 11) * 4096;
+                    let read = mount
+                        .read(&format!("{source}-9999999"), offset, 70_000, true)
+                        .unwrap();
+                    assert!(read.iter().zip(offset..).all(|(read, at)| *read == byte(at)));
+                }
+            });
+        }
+    });
+    mount.end();
+}
+
 /// Something is wrong with a file: it cannot be read, and all that follows is right.
 #[track_caller]
 pub fn assert_eio(setup: &Setup, source: &str, size: usize, fault: Fault) {

@@ -4,12 +4,11 @@
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
-use std::thread;
 
 use extfuse::splice::Way;
 
 use super::frames::byte;
-use super::mounts::{Setup, every_source_and_size};
+use super::mounts::{Setup, every_source_and_size, readers_at_once};
 
 #[test]
 fn copying_gives_every_source_and_size() {
@@ -68,23 +67,7 @@ fn a_file_that_ends_early_is_a_short_read() {
 #[test]
 fn readers_at_once_get_each_their_own() {
     for way in [Way::Copy, Way::Splice] {
-        let mount = Setup::stock(way, false).mount();
-        thread::scope(|scope| {
-            for reader in 0..8u64 {
-                let mount = &mount;
-                scope.spawn(move || {
-                    for round in 0..20 {
-                        let source = ["tcp", "unix", "memfd", "pipe"][(reader + round) as usize % 4];
-                        let offset = (reader * 37 + round * 11) * 4096;
-                        let read = mount
-                            .read(&format!("{source}-9999999"), offset, 70_000, true)
-                            .unwrap();
-                        assert!(read.iter().zip(offset..).all(|(read, at)| *read == byte(at)));
-                    }
-                });
-            }
-        });
-        mount.end();
+        readers_at_once(&Setup::stock(way, false), 8, 20);
     }
 }
 
