@@ -68,3 +68,56 @@ fn mistakes_are_told_in_a_line() {
     let help = Command::new(frames()).arg("--help").output().unwrap();
     assert!(help.status.success() && String::from_utf8(help.stdout).unwrap().contains("--stock"));
 }
+
+/// In a mount namespace of its own, where every user may open /dev/fuse.
+#[test]
+fn a_user_without_privilege_mounts_by_fusermount_reads_and_unmounts() {
+    let scratch = Scratch::new();
+    let bytes: Vec<u8> = (0..1_000_000u32)
+        .map(|i| (i.wrapping_mul(i) >> 7) as u8)
+        .collect();
+    fs::write(scratch.source().join("file"), &bytes).unwrap();
+    let script = r#"
+        mknod -m 666 fuse c 10 229 && mount --bind fuse /dev/fuse && chown 65534 mount && chmod 755 . || exit
+        user="setpriv --reuid 65534 --regid 65534 --clear-groups"
+        serve() {
+            $user "$FRAMES" --stock source mount & daemon=$!
+            for i in {1..300}; do grep -q "$PWD/mount " /proc/self/mountinfo && return; sleep 0.1; done
+        }
+        serve
+        grep "$PWD/mount .* - fuse.extfuse frames .*user_id=65534" /proc/self/mountinfo |
+            grep -v allow_other | grep -o "nosuid,nodev"
+        $user cmp source/file mount/file && echo same
+        $user dd if=mount/file bs=128k iflag=direct status=none | cmp - source/file && echo direct
+        cat mount/file 2>&1 | grep -o "Permission denied"
+        kill -INT $daemon; wait $daemon; echo "interrupted: $?"
+        grep -c "$PWD/mount " /proc/self/mountinfo
+        serve
+        $user fusermount3 -u mount; wait $daemon; echo "unmounted: $?"
+        grep -c "$PWD/mount " /proc/self/mountinfo
+        # Another's directory is no place for a mount.
+        chown 1 mount; $user "$FRAMES" --stock source mount 2>&1 | grep -c "^frames: .*fusermount3"
+    "#;
+    let output = Command::new("timeout")
+        .args(["-k", "1", "60", "unshare", "-m", "--propagation", "private"])
+        .args(["bash", "-c", script])
+        .env("FRAMES", frames())
+        .current_dir(scratch.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    let said: Vec<_> = said.lines().collect();
+    let right = [
+        "nosuid,nodev",
+        "same",
+        "direct",
+        "Permission denied",
+        "interrupted: 0",
+        "0",
+        "unmounted: 0",
+        "0",
+        "1",
+    ];
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(said, right, "{complaints}");
+}
