@@ -9,7 +9,7 @@ mod mounts;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use extfuse::splice::{FuseBuf, Read, Way};
+use extfuse::splice::{FuseBuf, FuseBufVec, Read, Way};
 
 use frames::{Fault, Spot, byte};
 use mounts::{Setup, assert_eio, every_source_and_size, readers_at_once, writes_arrive};
@@ -30,11 +30,79 @@ fn the_way_is_the_one_that_was_asked_for() {
     for asked in [Way::Copy, Way::Splice, Way::Stage, Way::Fill, Way::FillCommit] {
         assert_eq!(way(asked, 5000), asked);
     }
-    assert_eq!(
-        (way(Way::Auto, 4096), way(Way::Auto, 32 << 10)),
-        (Way::Copy, Way::Fill)
-    );
     mount.end();
+}
+
+/// The table of `docs/benchmarks.md`.
+#[test]
+fn what_is_taken_by_itself_hangs_on_size_and_on_the_kind_of_source() {
+    let mount = Setup::extfuse(Way::Auto, false).mount();
+    let (local, _far) = std::os::unix::net::UnixStream::pair().unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let tcp = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let null = std::fs::File::open("/dev/null").unwrap();
+    let (pipe, _writer) = std::io::pipe().unwrap();
+    let way = |bufs: Vec<FuseBuf<'_>>, crc| {
+        let bufs: FuseBufVec = bufs.into_iter().collect();
+        let way = mount.channel().way(&Read::new(2, 1 << 20).crc(crc), &bufs);
+        assert_eq!(way, mount.channel().way(&Read::new(2, 1 << 20).crc(!crc), &bufs));
+        way
+    };
+    let kib = 1 << 10;
+    for (size, other, unix) in [
+        (1, Way::Copy, Way::Copy),
+        (16 * kib - 1, Way::Copy, Way::Copy),
+        (16 * kib, Way::Fill, Way::Stage),
+        (128 * kib, Way::Fill, Way::Stage),
+        (128 * kib + 1, Way::Fill, Way::Fill),
+        (1024 * kib, Way::Fill, Way::Fill),
+    ] {
+        assert_eq!(
+            way(vec![FuseBuf::section(&local, 102, size, 102)], false),
+            unix,
+            "{size}"
+        );
+        assert_eq!(way(vec![FuseBuf::fd(&local, size)], true), unix, "{size}");
+        assert_eq!(
+            way(vec![FuseBuf::section(&tcp, 102, size, 102)], true),
+            other,
+            "{size}"
+        );
+        assert_eq!(way(vec![FuseBuf::fd(&pipe, size)], false), other, "{size}");
+        assert_eq!(way(vec![FuseBuf::file(&null, 0, size)], false), other, "{size}");
+        assert_eq!(
+            way(vec![FuseBuf::owned(vec![0; size])], false),
+            Way::Copy,
+            "{size}"
+        );
+        let half = |fd| FuseBuf::fd(fd, size / 2);
+        let rest = size - size / 2;
+        assert_eq!(
+            way(vec![half(&local), FuseBuf::section(&local, 1, rest, 1)], false),
+            unix
+        );
+        assert_eq!(
+            way(vec![half(&local), FuseBuf::owned(vec![0; rest])], false),
+            unix
+        );
+        assert_eq!(
+            way(vec![half(&local), FuseBuf::section(&tcp, 1, rest, 1)], false),
+            other
+        );
+    }
+    // What is done does not count.
+    let mut bufs: FuseBufVec = [FuseBuf::fd(&tcp, 5), FuseBuf::fd(&local, 50_000)]
+        .into_iter()
+        .collect();
+    bufs.idx = 1;
+    assert_eq!(mount.channel().way(&Read::new(2, 1 << 20), &bufs), Way::Stage);
+    mount.end();
+}
+
+#[test]
+fn every_source_and_size_goes_the_way_that_suits_it() {
+    every_source_and_size(&Setup::extfuse(Way::Auto, true));
+    every_source_and_size(&Setup::extfuse(Way::Auto, false));
 }
 
 #[test]

@@ -54,18 +54,22 @@ use super::pipe::{Pipe, with_pipe};
 use crate::abi;
 use crate::sys::device::Device;
 use crate::sys::pipe::page_size;
-use crate::sys::stream::Deadline;
+use crate::sys::stream::{self, Deadline};
 
 /// From how many bytes on [`Way::Auto`] fills, where sections are there: at 4 KiB it is no faster than
 /// copying, at 32 KiB it is (`docs/benchmarks.md`).
 pub const FILL_FROM: usize = 16 << 10;
+/// Up to how many bytes it stages instead, where all that comes from descriptors comes from local sockets:
+/// from those the module receives through a buffer of its own, which at 1 MiB matters no more.
+pub const STAGE_TO: usize = 128 << 10;
 /// From how many bytes on it splices, where they are not.
 pub const SPLICE_FROM: usize = 16 << 10;
 
 /// How the payload of an answer gets from its sources to the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Way {
-    /// By what is there, and by size.
+    /// By what is there, by size, and by whether the sources are local (AF_UNIX) sockets: see
+    /// [`FILL_FROM`], [`STAGE_TO`] and [`SPLICE_FROM`].
     #[default]
     Auto,
     /// Through memory of the daemon.
@@ -430,7 +434,13 @@ impl Channel {
             Way::Splice => Way::Copy,
             way @ (Way::Stage | Way::Fill | Way::FillCommit) if self.0.sections && has_room(bufs) => way,
             _ if in_memory => Way::Copy,
-            _ if self.0.sections && size >= FILL_FROM && has_room(bufs) => Way::Fill,
+            _ if self.0.sections && size >= FILL_FROM && has_room(bufs) => {
+                if size <= STAGE_TO && are_local(bufs) {
+                    Way::Stage
+                } else {
+                    Way::Fill
+                }
+            }
             _ if !self.0.sections && splices && size >= SPLICE_FROM => Way::Splice,
             _ => Way::Copy,
         }
@@ -515,4 +525,11 @@ fn has_room(bufs: &FuseBufVec<'_>) -> bool {
     let max = abi::SECTION_META_MAX;
     let small = |buf: &FuseBuf<'_>| !buf.is_section() || buf.header <= max && buf.footer <= max;
     bufs.iter().skip(bufs.idx).all(small)
+}
+
+/// Whether every descriptor is a local socket. Asked anew for each answer: a number may be another's the
+/// next time, and it is one cheap call, of those answers only whose way hangs on it.
+fn are_local(bufs: &FuseBufVec<'_>) -> bool {
+    let mut fds = bufs.iter().skip(bufs.idx).filter(|buf| buf.is_fd());
+    fds.all(|buf| buf.fd.as_ref().is_some_and(stream::is_local))
 }

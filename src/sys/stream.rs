@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{MsgFlags, Shutdown, recv, sendmsg, shutdown};
+use nix::sys::socket::{MsgFlags, Shutdown, getsockopt, recv, sendmsg, shutdown};
 use nix::sys::stat::{SFlag, fstat};
 use nix::sys::uio::{pread, pwritev};
 use nix::unistd::{Whence, lseek, read, write};
+use nix::{getsockopt_impl, sockopt_impl};
 
 /// The moment at which waiting ends.
 #[derive(Clone, Copy, Debug)]
@@ -221,6 +222,21 @@ pub fn position(fd: BorrowedFd<'_>) -> Option<u64> {
 pub fn seek(fd: BorrowedFd<'_>, pos: u64) -> io::Result<()> {
     lseek(fd, pos.cast_signed(), Whence::SeekSet)?;
     Ok(())
+}
+
+sockopt_impl!(
+    /// The family of a socket.
+    Domain,
+    GetOnly,
+    libc::SOL_SOCKET,
+    libc::SO_DOMAIN,
+    i32
+);
+
+/// Whether it is a socket to a process of this machine: AF_UNIX.
+pub fn is_local(fd: &impl AsFd) -> bool {
+    // What is no socket has no family.
+    getsockopt(&fd.as_fd(), Domain).is_ok_and(|family| family == libc::AF_UNIX)
 }
 
 /// Ends a stream socket for good, whoever else holds it: nothing that is still in it will be read as
