@@ -23,5 +23,5 @@ pub use copy::{SectionEnded, copy};
 pub use drain::{Drain, DrainError, WITHHELD, drain};
 pub use merge::{Merge, MergeBuilder, MergeError, Source};
 pub use mount::{MountOptions, Mounted, mount};
-pub use paths::{DirEntry, PathFilesystem, PathOptions, Paths, attributes, serve};
+pub use paths::{Caller, DirEntry, PathFilesystem, PathOptions, Paths, StatFs, attributes, serve};
 pub use pipe::{Pipe, with_pipe};

@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use extfuse::splice::{
-    BufFlags, DirEntry, Drain, FuseBuf, FuseBufVec, Mem, PathFilesystem, WITHHELD, attributes, drain,
+    BufFlags, Caller, DirEntry, Drain, FuseBuf, FuseBufVec, Mem, PathFilesystem, WITHHELD, attributes, drain,
 };
 use fuser::{FileAttr, FileType, OpenFlags, RenameFlags};
 use nix::errno::Errno;
@@ -440,7 +440,7 @@ impl PathFilesystem for Frames {
         }
     }
 
-    fn create(&self, path: &Path, _mode: u32, _flags: OpenFlags) -> Result<u64, Errno> {
+    fn create(&self, path: &Path, _mode: u32, _flags: OpenFlags, _caller: Caller) -> Result<u64, Errno> {
         self.names.lock().unwrap().push(path.into());
         Ok(7)
     }

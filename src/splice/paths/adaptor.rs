@@ -1,26 +1,24 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A file system by path towards fuser: nodeids, counts, answers.
+//! A file system by path towards fuser: requests and answers.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::SystemTime;
 
 use fuser::{
-    BsdFileFlags, Errno as FuseErrno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno as FuseErrno, FileAttr, FileHandle, FileType,
+    Filesystem, FopenFlags, Generation, INodeNo, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use nix::errno::Errno;
-use parking_lot::{Mutex, RwLock};
 
 use super::super::buf::FuseBufVec;
-use super::super::channel::{Channel, Read, ReplyError};
-use super::tree::Tree;
-use super::{DirEntry, PathFilesystem, PathOptions, Result};
+use super::super::channel::{Read, ReplyError};
+use super::served::{Changes, Paths};
+use super::{Caller, PathFilesystem, Result};
 use crate::sys::stream;
 
 /// A nodeid is never used twice, so one generation is enough.
@@ -28,100 +26,19 @@ const GENERATION: Generation = Generation(0);
 /// The inode number of a name that the kernel does not know yet.
 const UNKNOWN: INodeNo = INodeNo(0xffff_ffff);
 
-/// Serves a [`PathFilesystem`] to fuser.
-///
-/// The locks are taken in the order of the fields; none but `names` is held while the file system works.
-#[derive(Debug)]
-pub struct Paths<F> {
-    fs: F,
-    channel: Channel,
-    options: PathOptions,
-    /// Exclusive while names change: nobody's path changes on the way to the file system.
-    names: RwLock<()>,
-    tree: Mutex<Tree>,
-    /// By nodeid, what is open: fstat(2) does not say which, and a removed file has no path.
-    open: Mutex<HashMap<u64, Vec<u64>>>,
-    listings: Mutex<HashMap<u64, Arc<[DirEntry]>>>,
-    last_listing: AtomicU64,
-}
-
 fn errno(errno: Errno) -> FuseErrno {
     FuseErrno::from_i32(errno as i32)
 }
 
+fn caller(req: &Request) -> Caller {
+    Caller {
+        uid: req.uid(),
+        gid: req.gid(),
+        pid: req.pid(),
+    }
+}
+
 impl<F: PathFilesystem> Paths<F> {
-    /// To be given to fuser by [`mount`](super::super::mount()).
-    pub fn new(fs: F, channel: Channel, options: PathOptions) -> Self {
-        Self {
-            fs,
-            channel,
-            options,
-            names: RwLock::new(()),
-            tree: Mutex::new(Tree::new()),
-            open: Mutex::new(HashMap::new()),
-            listings: Mutex::new(HashMap::new()),
-            last_listing: AtomicU64::new(0),
-        }
-    }
-
-    fn path(&self, ino: INodeNo) -> Result<PathBuf> {
-        self.tree.lock().path(ino.0).ok_or(Errno::ESTALE)
-    }
-
-    /// Of an open file: it may have been removed.
-    fn open_path(&self, ino: INodeNo) -> PathBuf {
-        self.tree.lock().path(ino.0).unwrap_or_default()
-    }
-
-    fn path_of(&self, parent: INodeNo, name: &OsStr) -> Result<PathBuf> {
-        self.tree.lock().path_of(parent.0, name).ok_or(Errno::ESTALE)
-    }
-
-    /// What a name stands for, which the kernel is told with the answer.
-    fn look_up(&self, parent: INodeNo, name: &OsStr) -> Result<FileAttr> {
-        let attr = self.fs.getattr(&self.path_of(parent, name)?, None)?;
-        let nodeid = self.tree.lock().look_up(parent.0, name).ok_or(Errno::ESTALE)?;
-        Ok(FileAttr {
-            ino: INodeNo(nodeid),
-            ..attr
-        })
-    }
-
-    /// A path, or an open file.
-    fn place(&self, ino: INodeNo, fh: Option<FileHandle>) -> Result<(PathBuf, Option<u64>)> {
-        let fh = fh.map(u64::from);
-        match self.path(ino) {
-            Ok(path) => Ok((path, fh)),
-            Err(error) => {
-                let any = || self.open.lock().get(&ino.0)?.last().copied();
-                let fh = fh.or_else(any).ok_or(error)?;
-                Ok((PathBuf::new(), Some(fh)))
-            }
-        }
-    }
-
-    fn opened(&self, ino: INodeNo, fh: u64) {
-        self.open.lock().entry(ino.0).or_default().push(fh);
-    }
-
-    fn released(&self, ino: INodeNo, fh: u64) {
-        let mut open = self.open.lock();
-        if let Some(all) = open.get_mut(&ino.0) {
-            if let Some(at) = all.iter().position(|one| *one == fh) {
-                all.swap_remove(at);
-            }
-            if all.is_empty() {
-                open.remove(&ino.0);
-            }
-        }
-    }
-
-    fn attr(&self, ino: INodeNo, fh: Option<FileHandle>) -> Result<FileAttr> {
-        let (path, fh) = self.place(ino, fh)?;
-        let attr = self.fs.getattr(&path, fh)?;
-        Ok(FileAttr { ino, ..attr })
-    }
-
     fn entry(&self, result: Result<FileAttr>, reply: ReplyEntry) {
         match result {
             Ok(attr) => reply.entry(&self.options.ttl, &attr, GENERATION),
@@ -135,18 +52,24 @@ impl<F: PathFilesystem> Paths<F> {
             Err(error) => reply.error(errno(error)),
         }
     }
+}
 
-    fn listing(&self, ino: INodeNo, fh: u64, offset: u64) -> Result<Arc<[DirEntry]>> {
-        // From the beginning: what is there now.
-        if offset > 0
-            && let Some(listing) = self.listings.lock().get(&fh)
-        {
-            return Ok(Arc::clone(listing));
-        }
-        let _names = self.names.read();
-        let listing: Arc<[DirEntry]> = self.fs.readdir(&self.path(ino)?)?.into();
-        self.listings.lock().insert(fh, Arc::clone(&listing));
-        Ok(listing)
+/// A value, or how long it is if that is what is asked.
+fn xattr(result: Result<Vec<u8>>, room: u32, reply: ReplyXattr) {
+    match result {
+        Ok(value) => match u32::try_from(value.len()) {
+            Ok(length) if room == 0 => reply.size(length),
+            Ok(length) if length <= room => reply.data(&value),
+            _ => reply.error(errno(Errno::ERANGE)),
+        },
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+fn written(result: Result<usize>, reply: ReplyWrite) {
+    match result.and_then(|size| u32::try_from(size).map_err(|_| Errno::EIO)) {
+        Ok(size) => reply.written(size),
+        Err(error) => reply.error(errno(error)),
     }
 }
 
@@ -173,7 +96,12 @@ fn shut(bufs: &FuseBufVec<'_>, path: &Path, error: &ReplyError) {
 impl<F: PathFilesystem> Filesystem for Paths<F> {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         self.channel.negotiate(config);
+        self.fs.init();
         Ok(())
+    }
+
+    fn destroy(&mut self) {
+        self.fs.destroy();
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -209,26 +137,64 @@ impl<F: PathFilesystem> Filesystem for Paths<F> {
         reply: ReplyAttr,
     ) {
         let _names = self.names.read();
-        let set = || {
-            if mode.is_some() || uid.is_some() || gid.is_some() || atime.is_some() || mtime.is_some() {
-                return Err(Errno::ENOSYS);
-            }
-            if let Some(size) = size {
-                let (path, fh) = self.place(ino, fh)?;
-                self.fs.truncate(&path, fh, size)?;
-            }
-            self.attr(ino, fh)
+        let changes = Changes {
+            mode,
+            uid,
+            gid,
+            size,
+            atime,
+            mtime,
         };
-        self.attr_reply(set(), reply);
+        self.attr_reply(self.set(ino, fh, changes), reply);
     }
 
-    fn mkdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let _names = self.names.read();
         let made = self
             .path_of(parent, name)
-            .and_then(|path| self.fs.mkdir(&path, mode & !umask))
+            .and_then(|path| self.fs.mkdir(&path, mode & !umask, caller(req)))
             .and_then(|()| self.look_up(parent, name));
         self.entry(made, reply);
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        let _names = self.names.read();
+        match self.path(ino).and_then(|path| self.fs.readlink(&path)) {
+            Ok(target) => reply.data(target.as_os_str().as_bytes()),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let _names = self.names.read();
+        let made = self
+            .path_of(parent, name)
+            .and_then(|path| self.fs.mknod(&path, mode & !umask, rdev, caller(req)))
+            .and_then(|()| self.look_up(parent, name));
+        self.entry(made, reply);
+    }
+
+    fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let _names = self.names.read();
+        let made = self
+            .path_of(parent, name)
+            .and_then(|path| self.fs.symlink(target, &path, caller(req)))
+            .and_then(|()| self.look_up(parent, name));
+        self.entry(made, reply);
+    }
+
+    fn link(&self, _req: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _names = self.names.write();
+        self.entry(self.link_to(ino, parent, name), reply);
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -290,7 +256,7 @@ impl<F: PathFilesystem> Filesystem for Paths<F> {
 
     fn create(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
@@ -301,7 +267,9 @@ impl<F: PathFilesystem> Filesystem for Paths<F> {
         let _names = self.names.read();
         let create = || {
             let path = self.path_of(parent, name)?;
-            let fh = self.fs.create(&path, mode & !umask, OpenFlags(flags))?;
+            let fh = self
+                .fs
+                .create(&path, mode & !umask, OpenFlags(flags), caller(req))?;
             match self.look_up(parent, name) {
                 Ok(attr) => Ok((fh, attr)),
                 Err(error) => {
@@ -359,21 +327,11 @@ impl<F: PathFilesystem> Filesystem for Paths<F> {
     ) {
         let bufs = self.channel.write_buf(req.unique().into(), data, write_flags);
         let written = self.fs.write_buf(&self.open_path(ino), fh.0, bufs, offset);
-        match written.and_then(|size| u32::try_from(size).map_err(|_| Errno::EIO)) {
-            Ok(size) => reply.written(size),
-            Err(error) => reply.error(errno(error)),
-        }
+        self::written(written, reply);
     }
 
-    fn flush(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _lock_owner: LockOwner,
-        reply: ReplyEmpty,
-    ) {
-        reply.ok();
+    fn flush(&self, _req: &Request, ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        empty(self.fs.flush(&self.open_path(ino), fh.0), reply);
     }
 
     fn release(
@@ -395,9 +353,12 @@ impl<F: PathFilesystem> Filesystem for Paths<F> {
         empty(self.fs.fsync(&self.open_path(ino), fh.0, datasync), reply);
     }
 
-    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let fh = self.last_listing.fetch_add(1, Ordering::Relaxed);
-        reply.opened(FileHandle(fh), FopenFlags::empty());
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let _names = self.names.read();
+        match self.path(ino).and_then(|path| self.fs.opendir(&path)) {
+            Ok(()) => reply.opened(FileHandle(self.next_listing()), FopenFlags::empty()),
+            Err(error) => reply.error(errno(error)),
+        }
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
@@ -429,5 +390,130 @@ impl<F: PathFilesystem> Filesystem for Paths<F> {
     ) {
         self.listings.lock().remove(&fh.0);
         reply.ok();
+    }
+
+    fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        let _names = self.names.read();
+        let synced = self.path(ino).and_then(|path| self.fs.fsyncdir(&path, datasync));
+        empty(synced, reply);
+    }
+
+    fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        let _names = self.names.read();
+        match self.fs.statfs(&self.open_path(ino)) {
+            Ok(s) => reply.statfs(
+                s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namelen, s.frsize,
+            ),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let _names = self.names.read();
+        let set = self
+            .path(ino)
+            .and_then(|path| self.fs.setxattr(&path, name, value, flags));
+        empty(set, reply);
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let _names = self.names.read();
+        xattr(
+            self.path(ino).and_then(|path| self.fs.getxattr(&path, name)),
+            size,
+            reply,
+        );
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let _names = self.names.read();
+        let names = self.path(ino).and_then(|path| self.fs.listxattr(&path));
+        let ended = |name: std::ffi::OsString| [name.as_bytes(), b"\0"].concat();
+        xattr(
+            names.map(|names| names.into_iter().flat_map(ended).collect()),
+            size,
+            reply,
+        );
+    }
+
+    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _names = self.names.read();
+        let removed = self.path(ino).and_then(|path| self.fs.removexattr(&path, name));
+        empty(removed, reply);
+    }
+
+    fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        let _names = self.names.read();
+        let permitted = self
+            .path(ino)
+            .and_then(|path| self.fs.access(&path, mask, caller(req)));
+        empty(permitted, reply);
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        empty(
+            self.fs
+                .fallocate(&self.open_path(ino), fh.0, offset, length, mode),
+            reply,
+        );
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let found = u64::try_from(offset)
+            .map_err(|_| Errno::ENXIO)
+            .and_then(|offset| self.fs.lseek(&self.open_path(ino), fh.0, offset, whence))
+            .and_then(|offset| i64::try_from(offset).map_err(|_| Errno::EOVERFLOW));
+        match found {
+            Ok(offset) => reply.offset(offset),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        ino_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let (from, to) = (self.open_path(ino_in), self.open_path(ino_out));
+        // The answer has 32 bits.
+        let size = usize::try_from(len.min(u64::from(u32::MAX))).unwrap_or(usize::MAX);
+        let copied = self
+            .fs
+            .copy_file_range((&from, fh_in.0, offset_in), (&to, fh_out.0, offset_out), size);
+        written(copied, reply);
     }
 }
