@@ -427,6 +427,39 @@ mod tests {
         assert_eq!(read, data);
     }
 
+    /// Which pipe this thread keeps.
+    fn kept() -> u64 {
+        with_pipe(1, |pipe| Ok(fstat(pipe.reader())?.st_ino)).unwrap()
+    }
+
+    #[test]
+    fn a_pipe_whose_transfer_failed_is_not_used_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(dir.path().join("log"))
+            .unwrap();
+        let (file, (gone, _)) = (tempfile::tempfile().unwrap(), UnixStream::pair().unwrap());
+        let transfer = |dst: &mut FuseBuf<'_>, flags| {
+            let (mut far, near) = UnixStream::pair().unwrap();
+            far.write_all(b"1234").unwrap();
+            let mut src = FuseBuf::fd(&near, 4);
+            let (done, _) = Transfer::new(flags).run(dst, &mut src, (0, 0), 4);
+            done + src.taken.len()
+        };
+        let first = kept();
+        assert_eq!(transfer(&mut FuseBuf::file(&file, 0, 4), CopyFlags::empty()), 4);
+        assert_eq!(kept(), first);
+        for flags in [CopyFlags::empty(), CopyFlags::FORCE_SPLICE] {
+            for mut dst in [FuseBuf::fd(&gone, 4), FuseBuf::fd(&log, 4)] {
+                let before = kept();
+                assert_eq!(transfer(&mut dst, flags), 4, "delivered or kept");
+                assert_ne!(kept(), before, "{dst:?} {flags:?}");
+            }
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 

@@ -355,3 +355,42 @@ fn signals_do_not_end_a_copy() {
         assert_eq!(got, b"paylod");
     }
 }
+
+#[test]
+fn a_position_that_no_file_has_is_an_error() {
+    let file = tempfile::tempfile().unwrap();
+    file.write_all_at(&pattern(1, 100), 0).unwrap();
+    for (pos, off) in [(u64::MAX, 0), (u64::MAX - 1, 10), (i64::MAX as u64, 1)] {
+        for flags in WAYS {
+            let mut src = vec([FuseBuf::file(&file, pos, 50)]);
+            src.off = off;
+            let mut dst = vec([FuseBuf::owned(vec![0; 50])]);
+            assert_eq!(
+                errno(copy(&mut dst, &mut src, flags)),
+                libc::EOVERFLOW,
+                "{pos} {off}"
+            );
+            let sink = File::options().write(true).open("/dev/null").unwrap();
+            let mut dst = vec([FuseBuf::fd(&sink, 50)]);
+            assert_eq!(
+                errno(copy(&mut dst, &mut src, flags)),
+                libc::EOVERFLOW,
+                "{pos} {off}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_was_not_spliced_does_not_change_with_its_file() {
+    let file = tempfile::tempfile().unwrap();
+    file.write_all_at(&[1; 4096], 0).unwrap();
+    let (read, write) = pipe().unwrap();
+    let mut src = vec([FuseBuf::file(&file, 0, 4096)]);
+    let mut dst = vec([FuseBuf::fd(&write, 4096)]);
+    assert_eq!(copy(&mut dst, &mut src, CopyFlags::NO_SPLICE).unwrap(), 4096);
+    file.write_all_at(&[2; 4096], 0).unwrap();
+    let mut bytes = [0; 4096];
+    File::from(read).read_exact(&mut bytes).unwrap();
+    assert!(bytes.iter().all(|byte| *byte == 1));
+}

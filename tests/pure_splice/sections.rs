@@ -258,3 +258,26 @@ fn a_section_is_begun_only_when_its_payload_has_somewhere_to_go() {
     let copied = thread::spawn(move || (copy(&mut dst, &mut src, NONE).unwrap(), src.idx));
     assert_eq!(copied.join().unwrap(), (3, 1));
 }
+
+#[test]
+fn a_section_is_sent_only_when_there_is_payload_for_it() {
+    use std::io::Read;
+
+    let (near, mut far) = UnixStream::pair().unwrap();
+    far.set_nonblocking(true).unwrap();
+    let mut dst = vec([FuseBuf::section_between(&near, b"head", 4, b"foot")]);
+    let mut bytes = [0; 20];
+    assert_eq!(copy(&mut dst, &mut FuseBufVec::new(), NONE).unwrap(), 0);
+    assert_eq!(dst.get(0).unwrap().arrived(), (0, 0));
+    assert_eq!(
+        far.read(&mut bytes).unwrap_err().kind(),
+        io::ErrorKind::WouldBlock
+    );
+    assert_eq!(
+        copy(&mut dst, &mut vec([FuseBuf::memory(b"DATA")]), NONE).unwrap(),
+        4
+    );
+    assert!(dst.is_done());
+    assert_eq!(far.read(&mut bytes).unwrap(), 12);
+    assert_eq!(&bytes[..12], b"headDATAfoot");
+}
