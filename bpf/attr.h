@@ -2,19 +2,10 @@
 #ifndef EXTFUSE_BPF_ATTR_H
 #define EXTFUSE_BPF_ATTR_H
 
-/* struct fuse_attr_out: a validity of 0, since it is the stamps that decide. */
-struct attr_answer {
-	__u64 attr_valid;
-	__u32 attr_valid_nsec;
-	__u32 dummy;
-	struct extfuse_attr attr;
-};
-
 /* GETATTR: from attr_map, if the node has not changed since. Invalidates nothing. */
-SEC("struct_ops/request")
-int BPF_PROG(handle_getattr, struct extfuse_ctx *c)
+EXTFUSE_HANDLER(handle_getattr)
 {
-	struct attr_answer answer;
+	struct extfuse_attr_out answer;
 	struct extfuse_attr_row *row;
 	struct row_head head;
 	__u64 nodeid = c->nodeid;

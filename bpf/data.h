@@ -8,8 +8,7 @@
  * nor the row's expiry, which bound what an answer shows, take it back.
  * Invalidates nothing.
  */
-SEC("struct_ops/request")
-int BPF_PROG(handle_read, struct extfuse_ctx *c)
+EXTFUSE_HANDLER(handle_read)
 {
 	struct extfuse_attr_row *row;
 	struct extfuse_attr attr;

@@ -2,12 +2,12 @@
 /*
  * The handlers: maps, dispatch by opcode, and the programs of each family.
  */
-#include "types.h"
+#include "extfuse_bpf.h"
 
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_tracing.h>
-
-#include "extfuse.h"
+enum {
+	EIO = 5,
+	FUSE_FORGET = 2,
+};
 
 char LICENSE[] SEC("license") = "GPL";
 
@@ -27,7 +27,10 @@ struct {
 	__type(value, struct extfuse_attr_row);
 } attr_map SEC(".maps");
 
-/* opcode -> program that answers its requests; an empty slot is an upcall. Filled by the daemon. */
+/*
+ * opcode -> program that answers its requests; an empty slot is an upcall. Filled by the daemon, with
+ * what `defaults` has or with a handler of somebody's own.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
 	__uint(max_entries, EXTFUSE_OPCODES);
@@ -42,6 +45,14 @@ struct {
 	__type(key, __u32);
 	__type(value, __u32);
 } reply_handlers SEC(".maps");
+
+/* 0 -> somebody's own program that judges sections. Filled by the daemon before the gate is attached. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} section_handlers SEC(".maps");
 
 /* opcode * EXTFUSE_MISSES + reason -> requests without an answer. Answers the module counts. */
 struct {
@@ -106,23 +117,23 @@ int BPF_PROG(extfuse_event, struct extfuse_ctx *c)
 	return 0;
 }
 
+/*
+ * Every section, where there is a gate. Without, the daemon takes this out of the set: the module computes
+ * the CRC of everything for it. Whatever is wrong with the slot, nothing gets through.
+ */
+SEC("struct_ops/section")
+int BPF_PROG(extfuse_section, struct extfuse_section_ctx *c)
+{
+	bpf_tail_call(ctx, &section_handlers, 0);
+	return -EIO;
+}
+
 /* What is attached. `conn`, `opcodes` are the daemon's to set; `replies` too. */
 SEC(".struct_ops.link")
 struct extfuse_ops extfuse = {
 	.request = (void *)extfuse_request,
 	.reply = (void *)extfuse_reply,
 	.event = (void *)extfuse_event,
+	.section = (void *)extfuse_section,
 	.name = "extfuse",
 };
-
-/*
- * libbpf loads a struct_ops program only if a map names it: one carrier for
- * each handler, never attached.
- */
-#define CARRY(handler) \
-	SEC(".struct_ops.link") \
-	struct extfuse_ops carry_##handler = { .request = (void *)handler, .name = #handler }
-
-CARRY(handle_lookup);
-CARRY(handle_getattr);
-CARRY(handle_read);

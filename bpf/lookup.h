@@ -2,28 +2,16 @@
 #ifndef EXTFUSE_BPF_LOOKUP_H
 #define EXTFUSE_BPF_LOOKUP_H
 
-/* struct fuse_entry_out: validities of 0, since it is the stamps that decide. */
-struct entry_answer {
-	__u64 nodeid;
-	__u64 generation;
-	__u64 entry_valid;
-	__u64 attr_valid;
-	__u32 entry_valid_nsec;
-	__u32 attr_valid_nsec;
-	struct extfuse_attr attr;
-};
-
 /*
  * LOOKUP: the name from entry_map, the attributes of what it stands for from
  * attr_map; a name that does not exist has none. Current if nothing has changed
  * of the name, of the directory as a whole, of what the nodeid stands for, and
  * of the attributes. Invalidates nothing.
  */
-SEC("struct_ops/request")
-int BPF_PROG(handle_lookup, struct extfuse_ctx *c)
+EXTFUSE_HANDLER(handle_lookup)
 {
 	struct extfuse_entry_key key = { .parent = c->nodeid, .hash = bpf_extfuse_name_key(c, 0) };
-	struct entry_answer answer = {};
+	struct extfuse_entry_out answer = {};
 	struct extfuse_attr_row *attr_row;
 	struct extfuse_entry entry;
 	struct extfuse_entry *row;

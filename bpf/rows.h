@@ -7,13 +7,6 @@
 #ifndef EXTFUSE_BPF_ROWS_H
 #define EXTFUSE_BPF_ROWS_H
 
-extern int bpf_extfuse_write_args(struct extfuse_ctx *ctx, __u32 which, void *src, __u32 src__sz) __ksym;
-extern __u64 bpf_extfuse_name_key(struct extfuse_ctx *ctx, __u32 which) __ksym;
-extern int bpf_extfuse_name_is(struct extfuse_ctx *ctx, __u32 which, void *name, __u32 name__sz,
-			       __u32 len) __ksym;
-extern int bpf_extfuse_current(struct extfuse_ctx *ctx, __u32 slot, __u64 stamp) __ksym;
-extern int bpf_extfuse_keep(struct extfuse_ctx *ctx, __u32 what, __u64 stamp, __u64 expires) __ksym;
-
 #define READ_ONCE(x) (*(const volatile typeof(x) *)&(x))
 
 /* Of a row of attr_map. */

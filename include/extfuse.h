@@ -336,6 +336,8 @@ struct extfuse_status {
 	__u64 replies; /* bitmap: opcodes with a reply handler */
 	__u8 name[16]; /* of the program set that is (or was last) attached */
 	__u8 reason[96]; /* why it was ejected, for people */
+	__u32 error_opcode; /* of the request where its last error was; 0: none */
+	__u32 reserved;
 };
 
 /* OPCODES: replace the two bitmaps of the attached program set; ENOENT if none. */
@@ -386,6 +388,13 @@ struct extfuse_counters {
 
 #define EXTFUSE_SECTION_CRC (1U << 0) /* compute the CRC32C of the payload */
 #define EXTFUSE_SECTION_COMMIT (1U << 1) /* FILL: the answer is complete with this section */
+/*
+ * FILL with COMMIT: only if a `section` program accepts it. Where there is none
+ * (any more) the section is staged, and COMMIT is not set in what comes back.
+ */
+#define EXTFUSE_SECTION_GATED (1U << 2)
+/* FILL, comes back only: it was received, and the `section` program refused it. */
+#define EXTFUSE_SECTION_REFUSED (1U << 3)
 
 /*
  * SECTIONS: allow STAGE on this connection, by this address space only: a
@@ -435,7 +444,7 @@ struct extfuse_fill {
 	__u32 payload;
 	__u32 footer;
 	__u32 offset; /* of the payload, in the request */
-	__u32 flags; /* EXTFUSE_SECTION_* */
+	__u32 flags; /* in, out: EXTFUSE_SECTION_* */
 	__u32 timeout; /* ms to wait in all; 0: not at all */
 	__u32 crc; /* in, out: CRC32C of the payload so far */
 	__u32 done; /* in, out: bytes of the frame so far */

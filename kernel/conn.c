@@ -15,7 +15,7 @@ DEFINE_SPINLOCK(extfuse_lock);
 static LIST_HEAD(conns);
 
 static_assert(sizeof(struct extfuse_setup) == 48);
-static_assert(sizeof(struct extfuse_status) == 152);
+static_assert(sizeof(struct extfuse_status) == 160);
 static_assert(sizeof(struct extfuse_counters) == sizeof(struct extfuse_counts));
 
 /* Caller holds extfuse_lock; NULL if there is none, or none any more. */
@@ -132,6 +132,7 @@ static long ioctl_status(struct extfuse_conn *ext, struct extfuse_status __user 
 	status.replies = ext->replies;
 	memcpy(status.name, ext->name, sizeof(status.name));
 	memcpy(status.reason, ext->reason, sizeof(status.reason));
+	status.error_opcode = READ_ONCE(ext->error_opcode);
 	spin_unlock_bh(&extfuse_lock);
 	return copy_to_user(arg, &status, sizeof(status)) ? -EFAULT : 0;
 }

@@ -134,6 +134,8 @@ struct extfuse_conn {
 	u64 replies;
 	u64 attaches; /* tells this set from the next one at the same address */
 
+	u32 error_opcode; /* of the last error: whoever charged one last */
+
 	/* Below: extfuse_lock. */
 	struct list_head list;
 	bool dead;
@@ -244,6 +246,8 @@ struct extfuse_frame {
 	u32 crc; /* of the payload so far, inverted */
 	bool summed; /* crc is kept */
 	bool resumed; /* an earlier call began it */
+	bool judged; /* a program was asked */
+	bool refused; /* and said no */
 	u8 *meta; /* header, footer */
 };
 

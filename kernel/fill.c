@@ -394,7 +394,8 @@ static int run_fill(struct fill *fill, u8 __user *mem)
 	if (IS_ERR(req))
 		return PTR_ERR(req);
 	err = extfuse_section_end(ext, req, frame, err, resumable(err) ? payload_done(frame, fill->done) : 0);
-	answered = !err && frame->flags & EXTFUSE_SECTION_COMMIT;
+	answered = !err && frame->flags & EXTFUSE_SECTION_COMMIT &&
+		   (frame->judged || !(frame->flags & EXTFUSE_SECTION_GATED));
 	if (answered && req->ext.filling) {
 		err = -EBUSY;
 		answered = false;
@@ -413,7 +414,7 @@ long extfuse_ioctl_fill(struct fuse_dev *fud, struct extfuse_fill __user *arg)
 
 	if (copy_from_user(&args, arg, sizeof(args)))
 		return -EFAULT;
-	if (args.flags & ~(EXTFUSE_SECTION_CRC | EXTFUSE_SECTION_COMMIT) || args.reserved ||
+	if (args.flags & ~(EXTFUSE_SECTION_CRC | EXTFUSE_SECTION_COMMIT | EXTFUSE_SECTION_GATED) || args.reserved ||
 	    args.header > EXTFUSE_SECTION_META_MAX || args.footer > EXTFUSE_SECTION_META_MAX ||
 	    args.payload > INT_MAX || args.done > args.header + args.payload + args.footer ||
 	    args.pos > (u64)LLONG_MAX - INT_MAX * 2ULL)
@@ -455,6 +456,10 @@ put:
 	fput(fill.file);
 	args.done = fill.done;
 	args.crc = ~fill.frame.crc;
+	if (fill.frame.refused)
+		args.flags |= EXTFUSE_SECTION_REFUSED;
+	else if (!err && args.flags & EXTFUSE_SECTION_GATED && !fill.frame.judged)
+		args.flags &= ~EXTFUSE_SECTION_COMMIT;
 	if (copy_to_user(arg, &args, sizeof(args)) && !err)
 		err = -EFAULT;
 	/* The daemon calls again by itself, with what came back. */

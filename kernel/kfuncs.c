@@ -197,6 +197,23 @@ __bpf_kfunc int bpf_extfuse_keep(struct extfuse_ctx *ctx, u32 what, u64 stamp, u
 }
 
 /**
+ * bpf_extfuse_private - this answer is for this caller only
+ * @ctx: the request, in `request`
+ *
+ * Nothing of it is kept, whether the handler gives it or the daemon: the next look asks again. A handler's
+ * errno for a name is what the caller gets, and the name stays as it is for others.
+ */
+__bpf_kfunc void bpf_extfuse_private(struct extfuse_ctx *ctx)
+{
+	struct extfuse_call *call = to_call(ctx);
+
+	if (!call->args || call->answered || ctx->flags & EXTFUSE_CTX_EVENT)
+		misuse(call, 0, "private where there is no answer to give");
+	else
+		call->args->ext_private = true;
+}
+
+/**
  * bpf_extfuse_set_cookie - leave a word for the reply hook of the same request
  * @ctx: the request
  * @cookie: the word
@@ -251,6 +268,7 @@ BTF_ID_FLAGS(func, bpf_extfuse_name_key, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_name_is, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_current, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_keep, KF_TRUSTED_ARGS)
+BTF_ID_FLAGS(func, bpf_extfuse_private, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_set_cookie, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_enosys, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_section_read, KF_TRUSTED_ARGS)

@@ -106,6 +106,7 @@ static void attach(struct extfuse_conn *ext, struct extfuse_ops *ops)
 	ext->exit = EXTFUSE_EXIT_NONE;
 	ext->reason[0] = '\0';
 	atomic64_set(&ext->errors, 0);
+	WRITE_ONCE(ext->error_opcode, 0);
 	memcpy(ext->name, ops->name, sizeof(ext->name));
 	rcu_assign_pointer(ext->ops, ops);
 	WRITE_ONCE(ext->opcodes, ops->opcodes);

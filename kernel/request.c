@@ -21,6 +21,7 @@ void extfuse_charge(struct extfuse_conn *ext, u64 attach, u32 opcode, u32 errors
 	char reason[sizeof(ext->reason)];
 	u64 total = atomic64_add_return(errors, &ext->errors);
 
+	WRITE_ONCE(ext->error_opcode, opcode);
 	if (total < EXTFUSE_ERROR_BUDGET)
 		return;
 	snprintf(reason, sizeof(reason), "opcode %u: %s (%llu errors)", opcode, what, total);
@@ -263,6 +264,33 @@ static enum outcome judge(struct fuse_mount *fm, struct fuse_args *args, struct 
 	return ANSWERED;
 }
 
+/* The daemon's answer to one caller: fs/fuse is not to keep it. */
+static void forbid_keeping(struct fuse_args *args)
+{
+	struct fuse_entry_out *entry;
+	struct fuse_attr_out *attr;
+
+	switch (args->opcode) {
+	case FUSE_LOOKUP:
+	case FUSE_CREATE:
+	case FUSE_TMPFILE:
+	case FUSE_MKNOD:
+	case FUSE_MKDIR:
+	case FUSE_SYMLINK:
+	case FUSE_LINK:
+		entry = args->out_args[0].value;
+		entry->entry_valid = entry->attr_valid = 0;
+		entry->entry_valid_nsec = entry->attr_valid_nsec = 0;
+		break;
+	case FUSE_GETATTR:
+	case FUSE_SETATTR:
+		attr = args->out_args[0].value;
+		attr->attr_valid = 0;
+		attr->attr_valid_nsec = 0;
+		break;
+	}
+}
+
 /* noinline: its frame holds a context, which requests without a handler don't pay for. */
 static noinline ssize_t ask(struct extfuse_conn *ext, struct mnt_idmap *idmap, struct fuse_mount *fm,
 			    struct fuse_args *args)
@@ -283,11 +311,18 @@ static noinline ssize_t ask(struct extfuse_conn *ext, struct mnt_idmap *idmap, s
 		extfuse_charge(ext, attach, args->opcode, call.errors, call.error);
 		call.errors = 0;
 	}
+	if (outcome == UPCALL || unlikely(args->ext_private))
+		memset(args->ext_keep, 0, sizeof(args->ext_keep));
 	if (outcome == ANSWERED)
 		return ret;
-	memset(args->ext_keep, 0, sizeof(args->ext_keep));
 	extfuse_count(ext, args->opcode, EXTFUSE_COUNT_UPCALLS);
 	ret = fuse_send_simple(idmap, fm, args);
+	if (unlikely(args->ext_private)) {
+		if (ret >= 0)
+			forbid_keeping(args);
+		/* It is the daemon's word, and as true for others. */
+		args->ext_private = false;
+	}
 	if (attach) {
 		call.ctx.error = ret < 0 ? ret : 0;
 		call.answered = ret >= 0;

@@ -282,7 +282,7 @@ void extfuse_set_length(struct fuse_req *req, unsigned int size)
 }
 
 /* What the `section` program says; without one, yes. */
-static noinline int ask_gate(struct extfuse_conn *ext, struct fuse_req *req, const struct extfuse_frame *frame)
+static noinline int ask_gate(struct extfuse_conn *ext, struct fuse_req *req, struct extfuse_frame *frame)
 {
 	const struct fuse_read_in *in = req->args->in_args[0].value;
 	struct extfuse_gate gate = {
@@ -309,7 +309,8 @@ static noinline int ask_gate(struct extfuse_conn *ext, struct fuse_req *req, con
 	rcu_read_lock();
 	attach = READ_ONCE(ext->attaches);
 	ops = rcu_dereference(ext->ops);
-	if (ops && ops->section)
+	frame->judged = ops && ops->section;
+	if (frame->judged)
 		verdict = ops->section(&gate.ctx);
 	rcu_read_unlock();
 	if (verdict > 0 || verdict < -EXTFUSE_MAX_ERRNO) {
@@ -319,6 +320,7 @@ static noinline int ask_gate(struct extfuse_conn *ext, struct fuse_req *req, con
 	}
 	if (unlikely(gate.errors))
 		extfuse_charge(ext, attach, FUSE_READ, gate.errors, gate.error);
+	frame->refused = verdict;
 	return verdict;
 }
 

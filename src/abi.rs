@@ -101,6 +101,10 @@ mirror! {
     SECTION_CRC: u32 = 1, "EXTFUSE_SECTION_CRC";
     /// [`Fill::flags`]: the answer is complete with this section.
     SECTION_COMMIT: u32 = 2, "EXTFUSE_SECTION_COMMIT";
+    /// The same: only what a program at the gate accepts.
+    SECTION_GATED: u32 = 4, "EXTFUSE_SECTION_GATED";
+    /// The same, where it comes back: a program at the gate refused the section.
+    SECTION_REFUSED: u32 = 8, "EXTFUSE_SECTION_REFUSED";
     /// [`Sections::flags`]: every WRITE comes without its payload.
     SECTIONS_WITHHOLD: u32 = 1, "EXTFUSE_SECTIONS_WITHHOLD";
     /// The error of a `fuse_out_header` that stages a section.
@@ -149,7 +153,7 @@ wire! {
     Attr = 6 * 8 + 10 * 4;
     AttrRow = 5 * 8 + 88;
     Setup = 2 * 4 + 5 * 8;
-    Status = 2 * 4 + 4 * 8 + 16 + 96;
+    Status = 2 * 4 + 4 * 8 + 16 + 96 + 2 * 4;
     Opcodes = 2 * 8;
     Counters = OPCODES * 7 * 8;
     Sections = 2 * 4;

@@ -4,6 +4,7 @@
 pub mod cache;
 pub mod context;
 pub mod maps;
+pub mod object;
 pub mod row;
 pub mod stamps;
 pub mod tables;
@@ -11,4 +12,5 @@ pub mod tables;
 pub use cache::{Cache, Key, Snapshot, Validity};
 pub use context::{Capacity, Context};
 pub use maps::Maps;
+pub use object::{OBJECT_MAX, Object, ObjectError};
 pub use stamps::Stamps;

@@ -48,6 +48,27 @@ fn files_are_read_over_the_socket_and_an_interrupt_unmounts() {
     assert!(mounts_at(&scratch.mountpoint()).is_empty());
 }
 
+/// The bits of what the frame of a file of 16 bytes says: request, payload, checksum.
+const BITS: usize = (16 + 16 + 4) * 8;
+
+#[test]
+fn with_any_bit_wrong_nobody_reads_a_byte() {
+    use std::os::unix::fs::FileExt;
+
+    let scratch = Scratch::new();
+    scratch.write("small", "sixteen bytes...");
+    let mut command = Command::new(frames());
+    command.args(["--stock", "--spoil"]);
+    command.arg(scratch.source()).arg(scratch.mountpoint());
+    let mounted = Mounted::from_command(command, &scratch.mountpoint());
+    for _ in 0..BITS {
+        let mut room = [0xaa; 16];
+        let file = fs::File::open(mounted.join("small")).unwrap();
+        let error = file.read_at(&mut room, 0).unwrap_err();
+        assert_eq!((error.raw_os_error(), room), (Some(libc::EIO), [0xaa; 16]));
+    }
+}
+
 #[test]
 fn mistakes_are_told_in_a_line() {
     let scratch = Scratch::new();

@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Files that come over a socket in frames: a header of 102 bytes that begins with the request (its number,
-//! the offset, the length, the file's number); the payload; a footer of 102 bytes that begins with its CRC32C.
-//! The payload goes to whoever reads the file; header and footer come here, and decide whether it may.
+//! Files that come over a socket in frames: a header of 102 bytes that begins with the request (the offset,
+//! the length, the file's number); the payload; a footer of 102 bytes that begins with its CRC32C. The payload
+//! goes to whoever reads the file; header and footer decide whether it may: in the kernel, where `gate.bpf.c`
+//! can be, else here.
 
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use extfuse::splice::{DirEntry, FuseBuf, FuseBufVec, Mem, PathFilesystem, attributes};
-use fuser::{FileAttr, FileType};
+use fuser::{FileAttr, FileType, OpenFlags};
 use nix::errno::Errno;
 
 /// Bytes of a header, and of a footer.
 pub const META: usize = 102;
-/// Bytes of a request: number (8), offset (8), length (4), file (4), little-endian.
-pub const REQUEST: usize = 24;
+/// Bytes of a request: offset (8), length (4), file (4), little-endian.
+pub const REQUEST: usize = 16;
 
 #[derive(Debug)]
 pub struct Frames {
@@ -26,17 +26,15 @@ pub struct Frames {
     server: SocketAddr,
     /// Connections. One that a vector holds has its frame still to come.
     streams: Mutex<Vec<Arc<OwnedFd>>>,
-    last: AtomicU64,
 }
 
 impl Frames {
     pub fn new(files: Vec<(PathBuf, u64)>, server: SocketAddr) -> Self {
-        let (streams, last) = (Mutex::default(), AtomicU64::new(0));
+        let streams = Mutex::default();
         Self {
             files,
             server,
             streams,
-            last,
         }
     }
 
@@ -82,19 +80,17 @@ impl PathFilesystem for Frames {
         Ok(names.map(|name| DirEntry { name, kind }).collect())
     }
 
-    fn read_buf(
-        &self,
-        path: &Path,
-        _fh: u64,
-        size: usize,
-        offset: u64,
-    ) -> Result<FuseBufVec<'static>, Errno> {
-        let (file, end) = self.find(path)?;
+    /// The handle is the file's number: that is what the gate knows of a file.
+    fn open(&self, path: &Path, _flags: OpenFlags) -> Result<u64, Errno> {
+        Ok(self.find(path)?.0 as u64)
+    }
+
+    fn read_buf(&self, _: &Path, fh: u64, size: usize, offset: u64) -> Result<FuseBufVec<'static>, Errno> {
+        let (_, end) = self.files.get(fh as usize).ok_or(Errno::EBADF)?;
         let length = end.saturating_sub(offset).min(size as u64) as usize;
-        let mut request = self.last.fetch_add(1, Ordering::Relaxed).to_le_bytes().to_vec();
-        request.extend_from_slice(&offset.to_le_bytes());
+        let mut request = offset.to_le_bytes().to_vec();
         request.extend_from_slice(&(length as u32).to_le_bytes());
-        request.extend_from_slice(&(file as u32).to_le_bytes());
+        request.extend_from_slice(&(fh as u32).to_le_bytes());
         let stream = self.ask(&request).map_err(|_| Errno::EIO)?;
         let mut section = FuseBuf::section(stream, META, length, META);
         // Behind header and footer: what the header must begin with.

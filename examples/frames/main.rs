@@ -9,10 +9,14 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use extfuse::ebpf::Object;
 use extfuse::splice::{MountOptions, PathOptions, serve};
 
 use filesystem::Frames;
 use server::Files;
+
+/// `gate.bpf.c`, as build.rs compiles it.
+const GATE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/frames_gate.bpf.o"));
 
 /// Mounts the regular files of a directory, read over TCP in frames
 #[derive(Debug, Parser)]
@@ -24,6 +28,9 @@ struct Arguments {
     /// Use stock FUSE even where the extfuse module is loaded
     #[arg(long)]
     stock: bool,
+    /// Have the server make a bit of every frame wrong, to see that nobody reads it
+    #[arg(long)]
+    spoil: bool,
 }
 
 fn main() -> ExitCode {
@@ -38,7 +45,8 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let source = arguments.source.display();
-    let files = Files::of(&arguments.source).with_context(|| format!("cannot open the files of {source}"))?;
+    let files = Files::of(&arguments.source, arguments.spoil)
+        .with_context(|| format!("cannot open the files of {source}"))?;
     let names = files
         .names_and_sizes()
         .with_context(|| format!("cannot look at the files of {source}"))?;
@@ -47,6 +55,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         fsname: "frames".into(),
         stock: arguments.stock,
         read_only: true,
+        gate: Some(Object::new("gate.bpf.o", GATE)),
         ..MountOptions::default()
     };
     let paths = PathOptions {

@@ -7,15 +7,20 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use super::filesystem::{META, REQUEST};
 
 /// The regular files of a directory, open.
-pub struct Files(Vec<(PathBuf, File)>);
+pub struct Files {
+    files: Vec<(PathBuf, File)>,
+    /// How many frames were spoilt, if they are to be.
+    spoilt: Option<AtomicUsize>,
+}
 
 impl Files {
-    pub fn of(dir: &Path) -> io::Result<Self> {
+    pub fn of(dir: &Path, spoil: bool) -> io::Result<Self> {
         let mut files = Vec::new();
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
@@ -23,12 +28,13 @@ impl Files {
                 files.push((entry.file_name().into(), File::open(entry.path())?));
             }
         }
-        Ok(Self(files))
+        let spoilt = spoil.then(AtomicUsize::default);
+        Ok(Self { files, spoilt })
     }
 
     pub fn names_and_sizes(&self) -> io::Result<Vec<(PathBuf, u64)>> {
         let size = |(name, file): &(PathBuf, File)| Ok((name.clone(), file.metadata()?.len()));
-        self.0.iter().map(size).collect()
+        self.files.iter().map(size).collect()
     }
 
     /// Serves them as long as the process lives; says where.
@@ -50,18 +56,31 @@ impl Files {
         let mut request = [0; REQUEST];
         loop {
             client.read_exact(&mut request)?;
-            let (offset, length) = (number(&request[8..16]), number(&request[16..20]) as usize);
+            let (offset, length) = (number(&request[..8]), number(&request[8..12]) as usize);
             let (_, file) = self
-                .0
-                .get(number(&request[20..24]) as usize)
+                .files
+                .get(number(&request[12..]) as usize)
                 .ok_or(io::ErrorKind::NotFound)?;
             let mut frame = vec![0; META + length + META];
             frame[..REQUEST].copy_from_slice(&request);
             file.read_exact_at(&mut frame[META..][..length], offset)?;
             let crc = crc32c::crc32c(&frame[META..][..length]);
             frame[META + length..][..4].copy_from_slice(&crc.to_le_bytes());
+            self.spoil(&mut frame);
             client.write_all(&frame)?;
         }
+    }
+
+    /// The other way round, the next bit of what a frame says each time: request, payload, checksum.
+    fn spoil(&self, frame: &mut [u8]) {
+        let Some(spoilt) = &self.spoilt else { return };
+        let payload = frame.len() - 2 * META;
+        let bit = spoilt.fetch_add(1, Ordering::Relaxed) % ((REQUEST + payload + 4) * 8);
+        let byte = match bit / 8 {
+            byte if byte < REQUEST => byte,
+            byte => byte - REQUEST + META,
+        };
+        frame[byte] ^= 1 << (bit % 8);
     }
 }
 

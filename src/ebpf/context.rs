@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The programs of one connection: loading, attaching, replacing.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::Once;
+use std::ptr;
 
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
-use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, PrintLevel};
+use libbpf_rs::{Link, MapCore, MapFlags, MapHandle};
 
 use super::maps::Maps;
+use super::object::{Loaded, Object, ObjectError, Place, listen};
 use crate::abi::skeleton::{ExtfuseSkel, ExtfuseSkelBuilder, OpenExtfuseSkel};
 use crate::abi::{self, Miss};
 use crate::sys::bpf::{set_program, update_struct_ops};
@@ -20,8 +22,10 @@ use crate::sys::bpf::{set_program, update_struct_ops};
 const MODULE_BTF: &str = "/sys/kernel/btf/extfuse";
 
 /// Programs of these names answer requests, or see replies, of the opcode in the rest of the name.
-const REQUEST_PREFIX: &str = "handle_";
+pub(super) const REQUEST_PREFIX: &str = "handle_";
 const REPLY_PREFIX: &str = "reply_";
+/// Maps of these names carry a program that is for no member of what is attached.
+const CARRIER_PREFIX: &str = "carry_";
 
 /// Why programs could not be loaded or attached.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +58,21 @@ pub enum Error {
     /// A handler whose name is not that of an opcode.
     #[error("the eBPF program {0} is for no opcode that there is")]
     Handler(String),
+    /// A program of somebody else's.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+}
+
+impl Error {
+    /// Whether no program would do better here.
+    #[must_use]
+    pub fn is_of_the_machine(&self) -> bool {
+        match self {
+            Self::Privilege(_) | Self::NoModule(_) => true,
+            Self::Object(ObjectError::Context(error)) => error.is_of_the_machine(),
+            _ => false,
+        }
+    }
 }
 
 /// How many rows the maps hold. The kernel allocates them at once (an entry takes about 400 bytes,
@@ -105,8 +124,11 @@ struct Programs {
     handlers: MapHandle,
     /// Not used, but open: the kernel empties a PROG_ARRAY with its last descriptor.
     _reply_handlers: MapHandle,
+    _section_handlers: MapHandle,
+    /// Bitmaps of the opcodes that the programs of the skeleton are for.
     opcodes: u64,
     replies: u64,
+    defaults: BTreeMap<u32, OwnedFd>,
 }
 
 /// The maps that outlive a replacement of the programs.
@@ -114,14 +136,27 @@ struct Rows {
     entries: MapHandle,
     attrs: MapHandle,
     misses: MapHandle,
+    /// Other authors' handlers call it.
+    defaults: MapHandle,
+}
+
+/// What of the skeleton is wanted.
+#[derive(Clone, Copy)]
+struct Wanted {
+    conn: u64,
+    handlers: bool,
+    gate: bool,
 }
 
 /// The eBPF context of a connection: the program that is loaded, the maps that were created, and
 /// the link that attaches them. Dropping it detaches.
 pub struct Context {
-    conn: u64,
+    wanted: Wanted,
     rows: Rows,
     programs: Programs,
+    /// Handlers of other authors, by opcode.
+    custom: BTreeMap<u32, Loaded>,
+    gate: Option<Loaded>,
     link: Option<Link>,
 }
 
@@ -133,27 +168,61 @@ impl Context {
     ///
     /// [`Error`] says what is missing.
     pub fn attach(conn: u64, capacity: Capacity) -> Result<Self, Error> {
+        let wanted = Wanted {
+            conn,
+            handlers: true,
+            gate: false,
+        };
+        Self::new(wanted, capacity, None)
+    }
+
+    /// Attaches nothing but a gate: the object's program that judges sections. Requests go up as if there
+    /// were no programs.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`] says what is missing, or what is wrong with the object.
+    pub fn attach_gate(conn: u64, gate: &Object) -> Result<Self, Error> {
+        let wanted = Wanted {
+            conn,
+            handlers: false,
+            gate: true,
+        };
+        let nothing = Capacity { entries: 1, attrs: 1 };
+        Self::new(wanted, nothing, Some(gate))
+    }
+
+    fn new(wanted: Wanted, capacity: Capacity, gate: Option<&Object>) -> Result<Self, Error> {
         let mut storage = MaybeUninit::uninit();
         let mut open = open(&mut storage)?;
         open.maps.entry_map.set_max_entries(capacity.entries)?;
         open.maps.attr_map.set_max_entries(capacity.attrs)?;
-        let (mut skeleton, programs) = load(open, conn)?;
+        let (mut skeleton, programs) = load(open, wanted)?;
         let rows = Rows {
             entries: MapHandle::try_from(&skeleton.maps.entry_map)?,
             attrs: MapHandle::try_from(&skeleton.maps.attr_map)?,
             misses: MapHandle::try_from(&skeleton.maps.misses)?,
+            defaults: MapHandle::try_from(&skeleton.maps.defaults)?,
         };
+        let gate = gate.map(|gate| Loaded::load(gate, Place::Section, rows.defaults.as_fd()));
+        let gate = gate.transpose()?;
+        if let Some(gate) = &gate {
+            gate.put(&skeleton.maps.section_handlers)?;
+        }
         let link = skeleton.maps.extfuse.attach_struct_ops().map_err(attach_error)?;
         Ok(Self {
-            conn,
+            wanted,
             rows,
             programs,
+            custom: BTreeMap::new(),
+            gate,
             link: Some(link),
         })
     }
 
     /// Loads the programs anew and puts them in the place of those that are attached, without a
-    /// moment in which none are; attaches them if none are. The rows stay.
+    /// moment in which none are; attaches them if none are. The rows stay, and the programs of other
+    /// authors.
     ///
     /// # Errors
     ///
@@ -164,7 +233,14 @@ impl Context {
         open.maps.entry_map.reuse_fd(self.rows.entries.as_fd())?;
         open.maps.attr_map.reuse_fd(self.rows.attrs.as_fd())?;
         open.maps.misses.reuse_fd(self.rows.misses.as_fd())?;
-        let (mut skeleton, programs) = load(open, self.conn)?;
+        open.maps.defaults.reuse_fd(self.rows.defaults.as_fd())?;
+        let (mut skeleton, programs) = load(open, self.wanted)?;
+        for handler in self.custom.values() {
+            handler.put(&skeleton.maps.handlers)?;
+        }
+        if let Some(gate) = &self.gate {
+            gate.put(&skeleton.maps.section_handlers)?;
+        }
         match &mut self.link {
             Some(link) => {
                 update_struct_ops(link, &skeleton.maps.extfuse)
@@ -181,6 +257,49 @@ impl Context {
     /// Detaches the programs: the daemon is asked everything. The rows stay.
     pub fn detach(&mut self) {
         self.link = None;
+    }
+
+    /// Puts the program of another author into the place of the handler of `opcode`, between two requests.
+    /// Then [`opcodes`](Self::opcodes) are to be told to the module.
+    ///
+    /// # Errors
+    ///
+    /// [`ObjectError`]; the handler that was there stays.
+    pub fn load_handler(&mut self, opcode: u32, object: &Object) -> Result<(), ObjectError> {
+        let handler = Loaded::load(object, Place::Request(opcode), self.rows.defaults.as_fd())?;
+        handler.put(&self.programs.handlers)?;
+        self.custom.insert(opcode, handler);
+        Ok(())
+    }
+
+    /// Puts the default handler of `opcode` back, or none where there is none. False if no other author's
+    /// was there.
+    ///
+    /// # Errors
+    ///
+    /// As the kernel gives them; the handler stays.
+    pub fn unload_handler(&mut self, opcode: u32) -> Result<bool, Error> {
+        if !self.custom.contains_key(&opcode) {
+            return Ok(false);
+        }
+        match self.programs.defaults.get(&opcode) {
+            Some(program) => set_program(&self.programs.handlers, opcode, program.as_fd())?,
+            None => self.programs.handlers.delete(&opcode.to_ne_bytes())?,
+        }
+        self.custom.remove(&opcode);
+        Ok(true)
+    }
+
+    /// Leaves the handler of another author out of the next [`replace`](Self::replace). Until then it stays.
+    pub fn forget_handler(&mut self, opcode: u32) {
+        self.custom.remove(&opcode);
+    }
+
+    /// The handlers of other authors: opcode, name of the object.
+    pub fn custom_handlers(&self) -> impl Iterator<Item = (u32, &str)> {
+        self.custom
+            .iter()
+            .map(|(opcode, handler)| (*opcode, handler.name.as_str()))
     }
 
     /// Whether programs were attached and not [detached](Self::detach) here. The kernel may have
@@ -212,7 +331,8 @@ impl Context {
     /// Bitmaps of the opcodes that have a handler of requests, and of replies.
     #[must_use]
     pub fn opcodes(&self) -> (u64, u64) {
-        (self.programs.opcodes, self.programs.replies)
+        let custom = bitmap(self.custom.keys().copied());
+        (self.programs.opcodes | custom, self.programs.replies)
     }
 
     /// The maps for a [`Cache`](super::Cache) to publish to.
@@ -282,17 +402,16 @@ impl fmt::Debug for Context {
 }
 
 fn open(storage: &mut MaybeUninit<libbpf_rs::OpenObject>) -> Result<OpenExtfuseSkel<'_>, Error> {
-    static LOG: Once = Once::new();
-    LOG.call_once(|| {
-        libbpf_rs::set_print(Some((PrintLevel::Info, |_, message| {
-            tracing::debug!(target: "libbpf", "{}", message.trim_end());
-        })));
-    });
+    listen();
     Ok(ExtfuseSkelBuilder::default().open(storage)?)
 }
 
-/// Loads the programs for the connection and puts the handlers into their arrays.
-fn load(mut open: OpenExtfuseSkel<'_>, conn: u64) -> Result<(ExtfuseSkel<'_>, Programs), Error> {
+fn bitmap(opcodes: impl IntoIterator<Item = u32>) -> u64 {
+    opcodes.into_iter().fold(0, |bits, opcode| bits | 1_u64 << opcode)
+}
+
+/// Loads the programs that are wanted for the connection and puts the handlers into their arrays.
+fn load(mut open: OpenExtfuseSkel<'_>, wanted: Wanted) -> Result<(ExtfuseSkel<'_>, Programs), Error> {
     let mut handlers = Vec::new();
     let mut reply_handlers = Vec::new();
     for program in open.open_object().progs() {
@@ -304,31 +423,58 @@ fn load(mut open: OpenExtfuseSkel<'_>, conn: u64) -> Result<(ExtfuseSkel<'_>, Pr
         } else {
             continue;
         };
+        if !wanted.handlers {
+            continue;
+        }
         let opcode = abi::opcode_of(opcode).ok_or_else(|| Error::Handler(name.to_string()))?;
         list.push((opcode, name.into_owned()));
     }
-    let bitmap = |list: &[(u32, String)]| list.iter().fold(0, |bits, (opcode, _)| bits | 1_u64 << opcode);
-    let (opcodes, replies) = (bitmap(&handlers), bitmap(&reply_handlers));
+    let of = |list: &[(u32, String)]| bitmap(list.iter().map(|(opcode, _)| *opcode));
+    let (opcodes, replies) = (of(&handlers), of(&reply_handlers));
 
     let ops = open.struct_ops.extfuse_mut();
-    ops.conn = conn;
+    ops.conn = wanted.conn;
     ops.opcodes = opcodes;
     ops.replies = replies;
+    if !wanted.gate {
+        ops.section = ptr::null_mut();
+        open.progs.extfuse_section.set_autoload(false);
+    }
+    if !wanted.handlers {
+        let ops = open.struct_ops.extfuse_mut();
+        ops.event = ptr::null_mut();
+        open.progs.extfuse_event.set_autoload(false);
+        // A program without its carrier is not loaded.
+        for mut map in open.open_object_mut().maps_mut() {
+            if map.name().to_string_lossy().starts_with(CARRIER_PREFIX) {
+                map.set_autocreate(false)?;
+            }
+        }
+    }
 
     let skeleton = open.load().map_err(load_error)?;
-    fill(&skeleton, &skeleton.maps.handlers, &handlers)?;
+    fill(&skeleton, &skeleton.maps.defaults, &handlers)?;
+    let defaults = fill(&skeleton, &skeleton.maps.handlers, &handlers)?;
     fill(&skeleton, &skeleton.maps.reply_handlers, &reply_handlers)?;
     let programs = Programs {
         request: skeleton.progs.extfuse_request.as_fd().try_clone_to_owned()?,
         handlers: MapHandle::try_from(&skeleton.maps.handlers)?,
         _reply_handlers: MapHandle::try_from(&skeleton.maps.reply_handlers)?,
+        _section_handlers: MapHandle::try_from(&skeleton.maps.section_handlers)?,
         opcodes,
         replies,
+        defaults,
     };
     Ok((skeleton, programs))
 }
 
-fn fill(skeleton: &ExtfuseSkel<'_>, array: &impl MapCore, programs: &[(u32, String)]) -> Result<(), Error> {
+/// Gives the programs that were put into `array`.
+fn fill(
+    skeleton: &ExtfuseSkel<'_>,
+    array: &impl MapCore,
+    programs: &[(u32, String)],
+) -> Result<BTreeMap<u32, OwnedFd>, Error> {
+    let mut put = BTreeMap::new();
     for (opcode, name) in programs {
         let program = skeleton
             .object()
@@ -336,11 +482,12 @@ fn fill(skeleton: &ExtfuseSkel<'_>, array: &impl MapCore, programs: &[(u32, Stri
             .find(|program| program.name() == name.as_str());
         let program = program.ok_or_else(|| Error::Handler(name.clone()))?;
         set_program(array, *opcode, program.as_fd())?;
+        put.insert(*opcode, program.as_fd().try_clone_to_owned()?);
     }
-    Ok(())
+    Ok(put)
 }
 
-fn load_error(error: libbpf_rs::Error) -> Error {
+pub(super) fn load_error(error: libbpf_rs::Error) -> Error {
     match errno(&error) {
         Some(libc::EPERM) => Error::Privilege(error),
         _ if !Path::new(MODULE_BTF).exists() => Error::NoModule(error),

@@ -52,6 +52,7 @@ use super::drain::WITHHELD;
 use super::incoming::{Incoming, Room, is_begun};
 use super::pipe::{Pipe, with_pipe};
 use crate::abi;
+use crate::ebpf::{Context, Object, context};
 use crate::sys::device::Device;
 use crate::sys::pipe::page_size;
 use crate::sys::stream::{self, Deadline};
@@ -84,8 +85,9 @@ pub enum Way {
     Stage,
     /// By the module, straight into the request, which waits for the check.
     Fill,
-    /// The same, and the last section ends the request in the same call: **the check is not asked**. For
-    /// where a program at the gate decides, or nobody has to. (It is asked where the module isn't there.)
+    /// The same, and the last section ends the request in the same call. Safe with a
+    /// [gate](Channel::with_gate): the program has accepted every section then, and where it is not there
+    /// (any more) the check is asked. Without one **nobody is asked**, unless the module isn't there.
     FillCommit,
 }
 
@@ -130,8 +132,8 @@ impl Read {
 /// Why a READ was not answered with its payload. The application got an error.
 #[derive(Debug, Error)]
 pub enum ReplyError {
-    /// The check said so, and all was received.
-    #[error("the check refused the answer: {}", .0.desc())]
+    /// The check said so, or the program at the gate, and all was received.
+    #[error("the answer was refused: {}", .0.desc())]
     Refused(Errno),
     /// A source failed. Where it is a stream, it is somewhere inside a frame, and of no more use; as are
     /// those of the buffers behind it, if their frames have been asked for.
@@ -188,11 +190,34 @@ pub struct Channel(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    gate: Gate,
     device: Arc<OwnedFd>,
     sections: bool,
     timeout: Duration,
     splices: AtomicBool,
     forgotten: AtomicU64,
+}
+
+/// Who looks into frames before the application does, beside the check.
+#[derive(Debug)]
+enum Gate {
+    /// Nobody; that is how it was wanted.
+    Unwanted,
+    /// A program was wanted, and can't be had here.
+    Missing,
+    /// A program: until it is ejected, which the module knows.
+    Attached { _context: Box<Context> },
+}
+
+/// Why there is no channel.
+#[derive(Debug, Error)]
+pub enum ChannelError {
+    /// The module does not do what it should.
+    #[error("the module does not work with this library: {0}")]
+    Device(#[from] io::Error),
+    /// The program at the gate can't be used.
+    #[error("the gate: {0}")]
+    Gate(#[from] context::Error),
 }
 
 impl Channel {
@@ -206,22 +231,61 @@ impl Channel {
     /// Those of the module; it not being there is none.
     pub fn new(device: impl AsFd, withhold: bool, timeout: Duration) -> io::Result<Self> {
         let device = device.as_fd().try_clone_to_owned()?;
-        let ioctls = Device::new(&device);
-        let sections = match ioctls.setup() {
-            Ok(_) => {
-                ioctls.sections(withhold)?;
-                true
+        let sections = set_up(&device, withhold)?.is_some();
+        Ok(Self::of(device, sections, timeout, Gate::Unwanted))
+    }
+
+    /// The same with a program at the gate: a `section` program (`EXTFUSE_GATE` of `include/extfuse_bpf.h`)
+    /// that sees header, footer and CRC32C of every section in the kernel, and accepts it or refuses it
+    /// with an errno. [`Way::Auto`] then answers in one call; where the program accepts, the check is not
+    /// asked. It is asked for what does not go through the module, so the two are to say the same.
+    ///
+    /// The program sees the sections of all ways through the module, of buffers of memory and of plain files
+    /// too: those have neither header nor footer.
+    ///
+    /// Where there is no module, or no privilege for BPF, the check alone decides: no error, see
+    /// [`has_gate`](Self::has_gate). The same after the module has ejected the program for its errors.
+    ///
+    /// # Errors
+    ///
+    /// If the object has no such program, or the verifier refuses it; or as [`new`](Self::new).
+    pub fn with_gate(
+        device: impl AsFd,
+        withhold: bool,
+        timeout: Duration,
+        gate: &Object,
+    ) -> Result<Self, ChannelError> {
+        let device = device.as_fd().try_clone_to_owned()?;
+        let conn = set_up(&device, withhold)?;
+        let gate = match conn.map(|conn| Context::attach_gate(conn, gate)) {
+            Some(Ok(context)) => Gate::Attached {
+                _context: Box::new(context),
+            },
+            Some(Err(error)) if error.is_of_the_machine() => {
+                tracing::warn!("frames are checked in user space: {error}");
+                Gate::Missing
             }
-            Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => false,
-            Err(error) => return Err(error),
+            Some(Err(error)) => return Err(error.into()),
+            None => Gate::Missing,
         };
-        Ok(Self(Arc::new(Inner {
+        Ok(Self::of(device, conn.is_some(), timeout, gate))
+    }
+
+    fn of(device: OwnedFd, sections: bool, timeout: Duration, gate: Gate) -> Self {
+        Self(Arc::new(Inner {
+            gate,
             device: Arc::new(device),
             sections,
             timeout,
             splices: AtomicBool::new(false),
             forgotten: AtomicU64::new(0),
-        })))
+        }))
+    }
+
+    /// Whether a program at the gate was attached. The module may have ejected it since.
+    #[must_use]
+    pub fn has_gate(&self) -> bool {
+        matches!(self.0.gate, Gate::Attached { .. })
     }
 
     /// Whether the module is there.
@@ -289,7 +353,9 @@ impl Channel {
         let mut crcs = vec![None; bufs.count()];
         let way = self.way(&read, bufs);
         if matches!(way, Way::Stage | Way::Fill | Way::FillCommit) {
-            let answered = super::sections::gather(self.device(), &read, way, bufs, &mut crcs, deadline)?;
+            let gated = !matches!(self.0.gate, Gate::Unwanted);
+            let answered =
+                super::sections::gather(self.device(), &read, way, gated, bufs, &mut crcs, deadline)?;
             if answered {
                 return Ok(Gathered::Answered);
             }
@@ -425,6 +491,7 @@ impl Channel {
     pub fn way(&self, read: &Read, bufs: &FuseBufVec<'_>) -> Way {
         let size = bufs.size();
         let in_memory = bufs.iter().skip(bufs.idx).all(|buf| !buf.is_fd());
+        let in_frames = bufs.iter().skip(bufs.idx).all(FuseBuf::is_section);
         let splices = self.0.splices.load(Ordering::Relaxed) && !read.crc;
         match read.way {
             // What a copy has begun with is in several places.
@@ -434,6 +501,8 @@ impl Channel {
             Way::Splice => Way::Copy,
             way @ (Way::Stage | Way::Fill | Way::FillCommit) if self.0.sections && has_room(bufs) => way,
             _ if in_memory => Way::Copy,
+            // In one call it pays at any size. What has no frame is for the check.
+            Way::Auto if self.has_gate() && in_frames && has_room(bufs) => Way::FillCommit,
             _ if self.0.sections && size >= FILL_FROM && has_room(bufs) => {
                 if size <= STAGE_TO && are_local(bufs) {
                     Way::Stage
@@ -481,6 +550,19 @@ impl Channel {
             ..FuseBuf::default()
         }
         .into()
+    }
+}
+
+/// Gives the connection what sections need; its id, if it is one of the module's.
+fn set_up(device: &OwnedFd, withhold: bool) -> io::Result<Option<u64>> {
+    let ioctls = Device::new(device);
+    match ioctls.setup() {
+        Ok(setup) => {
+            ioctls.sections(withhold)?;
+            Ok(Some(setup.conn))
+        }
+        Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -11,7 +11,8 @@ use fuser::{Filesystem, SessionACL};
 use nix::errno::Errno;
 use nix::unistd::{getegid, geteuid};
 
-use super::Channel;
+use super::channel::{Channel, ChannelError};
+use crate::ebpf::Object;
 use crate::session::{PlaceError, SessionError, Unmounter};
 use crate::sys::lent::Lent;
 use crate::sys::mount::{Detached, Flavor, Parameters, fusermount};
@@ -31,6 +32,9 @@ pub struct MountOptions {
     pub require_module: bool,
     /// WRITEs come without their payload, where the module is.
     pub withhold: bool,
+    /// A program that accepts or refuses frames in the kernel, where that can be: see
+    /// [`Channel::with_gate`].
+    pub gate: Option<Object>,
     /// Users other than the owner may use it. None: if the owner has the privilege to mount.
     pub allow_other: Option<bool>,
     /// No changes.
@@ -51,6 +55,7 @@ impl Default for MountOptions {
             stock: false,
             require_module: false,
             withhold: false,
+            gate: None,
             allow_other: None,
             read_only: false,
             max_read: None,
@@ -106,7 +111,7 @@ pub fn mount<FS: Filesystem>(
             (device, Unmounter::new(mount, false), None)
         }
     };
-    let channel = Channel::new(&device, options.withhold, options.timeout).map_err(SessionError::Handshake);
+    let channel = channel(&device, options);
     let mut mounted = Mounted {
         engine: None,
         // From here on an error unmounts.
@@ -213,6 +218,21 @@ impl<FS: Filesystem> Drop for Mounted<FS> {
             tracing::error!("cannot unmount: {error}");
         }
     }
+}
+
+fn channel(device: &OwnedFd, options: &MountOptions) -> Result<Channel, SessionError> {
+    let (withhold, timeout) = (options.withhold, options.timeout);
+    let Some(gate) = &options.gate else {
+        return Channel::new(device, withhold, timeout).map_err(SessionError::Handshake);
+    };
+    let channel = Channel::with_gate(device, withhold, timeout, gate).map_err(|error| match error {
+        ChannelError::Device(error) => SessionError::Handshake(error),
+        ChannelError::Gate(error) => SessionError::NoHandlers(error.into()),
+    })?;
+    if options.require_module && !channel.has_gate() {
+        return Err(SessionError::NoModule("no program can be attached here".into()));
+    }
+    Ok(channel)
 }
 
 /// Which FUSE, and its device; none where `fusermount3` opens it.

@@ -21,16 +21,31 @@ use crate::sys::stream::{Deadline, position, seek};
 struct Place<'r> {
     device: Device<&'r OwnedFd>,
     read: &'r Read,
+    /// COMMIT only what a program at the gate accepts.
+    gated: bool,
     /// In the request.
     offset: u32,
     deadline: Deadline,
 }
 
-/// Puts all into the request; true if it has been answered.
+/// How far one section got.
+#[derive(Default)]
+struct Progress {
+    /// Bytes that are gone from the source.
+    done: usize,
+    /// It ended the request.
+    answered: bool,
+    /// All of it is gone from the source, and a program at the gate refused it.
+    refused: bool,
+}
+
+/// Puts all into the request; true if it has been answered. With `gated`, that is because a program at the
+/// gate accepted everything.
 pub(super) fn gather(
     device: Device<&OwnedFd>,
     read: &Read,
     way: Way,
+    gated: bool,
     bufs: &mut FuseBufVec<'_>,
     crcs: &mut [Option<u32>],
     deadline: Deadline,
@@ -38,31 +53,46 @@ pub(super) fn gather(
     let mut place = Place {
         device,
         read,
+        gated,
         offset: 0,
         deadline,
     };
     let mut answered = false;
+    let mut refused = None;
     while !bufs.is_done() {
         let idx = bufs.idx;
         let last = idx + 1 == bufs.count();
         let Some(buf) = bufs.get_mut(idx) else { break };
-        let mut done = 0;
+        let mut progress = Progress::default();
         let result = match way {
             _ if !buf.is_fd() => place.stage_memory(buf),
-            Way::Stage => place.stage_spliced(buf, last, &mut done),
+            Way::Stage => place.stage_spliced(buf, last, &mut progress.done),
             _ => {
-                let commit = last && way == Way::FillCommit;
-                place.fill(buf, last, commit, &mut done, &mut answered)
+                let commit = last && way == Way::FillCommit && refused.is_none();
+                place.fill(buf, last, commit, &mut progress)
             }
         };
-        let (length, crc) = result.map_err(|error| match error.raw_os_error() {
-            Some(libc::ENOENT) => ReplyError::Gone { buf: idx, done },
-            _ => ReplyError::Broken {
-                buf: idx,
-                done,
-                error,
-            },
-        })?;
+        answered |= progress.answered;
+        let done = progress.done;
+        let (length, crc) = match result {
+            // The frames of the others come all the same.
+            Err(error) if progress.refused => {
+                let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+                refused.get_or_insert(errno);
+                (buf.size, 0)
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                return Err(ReplyError::Gone { buf: idx, done });
+            }
+            Err(error) => {
+                return Err(ReplyError::Broken {
+                    buf: idx,
+                    done,
+                    error,
+                });
+            }
+            Ok(whole) => whole,
+        };
         if let Some(slot) = crcs.get_mut(idx) {
             *slot = read.crc.then_some(crc);
         }
@@ -71,7 +101,7 @@ pub(super) fn gather(
         bufs.idx += 1;
         bufs.off = 0;
     }
-    Ok(answered)
+    refused.map_or(Ok(answered), |errno| Err(ReplyError::Refused(errno)))
 }
 
 /// Length of the payload, and its CRC32C.
@@ -87,8 +117,7 @@ impl Place<'_> {
         buf: &mut FuseBuf<'_>,
         may_be_short: bool,
         commit: bool,
-        done: &mut usize,
-        answered: &mut bool,
+        progress: &mut Progress,
     ) -> io::Result<Whole> {
         let fd = buf.fd.clone().ok_or_else(invalid)?;
         let own = match buf.flags.contains(BufFlags::FD_SEEK) {
@@ -106,7 +135,11 @@ impl Place<'_> {
             payload: number(buf.size)?,
             footer: number(footer)?,
             offset: self.offset,
-            flags: self.flags() | if commit { abi::SECTION_COMMIT } else { 0 },
+            flags: match (commit, self.gated) {
+                (false, _) => self.flags(),
+                (true, false) => self.flags() | abi::SECTION_COMMIT,
+                (true, true) => self.flags() | abi::SECTION_COMMIT | abi::SECTION_GATED,
+            },
             ..Fill::default()
         };
         let mem = match section {
@@ -116,9 +149,12 @@ impl Place<'_> {
         loop {
             fill.timeout = self.deadline.left();
             let result = self.device.fill(&mut fill, mem);
-            *done = fill.done as usize;
+            progress.done = fill.done as usize;
+            progress.refused = fill.flags & abi::SECTION_REFUSED != 0;
             match result.as_ref().err().and_then(io::Error::raw_os_error) {
                 None => break,
+                // Whatever errno the program has taken.
+                Some(_) if progress.refused => return result.map(|()| (0, 0)),
                 Some(libc::EINTR) => {}
                 Some(libc::EAGAIN) => self.deadline.wait(fd.as_fd(), PollFlags::POLLIN)?,
                 // The end of the file. What came is in its place.
@@ -127,7 +163,7 @@ impl Place<'_> {
                 }
                 // Not one of the kinds that the module reads.
                 Some(libc::EOPNOTSUPP) if fill.done == 0 => {
-                    return self.stage_read(buf, Vec::new(), may_be_short, done);
+                    return self.stage_read(buf, Vec::new(), may_be_short, &mut progress.done);
                 }
                 Some(_) => return result.map(|()| (0, 0)),
             }
@@ -135,7 +171,7 @@ impl Place<'_> {
         if let Some(own) = own {
             seek(fd.as_fd(), own.saturating_add(u64::from(fill.done)))?;
         }
-        *answered = commit;
+        progress.answered = fill.flags & abi::SECTION_COMMIT != 0;
         Ok((fill.payload as usize, fill.crc))
     }
 

@@ -2,23 +2,13 @@
 /*
  * A program set that does what the test says, mostly wrong things.
  */
-#include "../../bpf/types.h"
+#include "extfuse_bpf.h"
 
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_tracing.h>
-
-#include "../../include/extfuse.h"
+enum {
+	FUSE_FORGET = 2,
+};
 
 char LICENSE[] SEC("license") = "GPL";
-
-extern int bpf_extfuse_read_args(struct extfuse_ctx *ctx, __u32 which, void *dst, __u32 dst__sz) __ksym;
-extern int bpf_extfuse_write_args(struct extfuse_ctx *ctx, __u32 which, void *src, __u32 src__sz) __ksym;
-extern __u64 bpf_extfuse_name_key(struct extfuse_ctx *ctx, __u32 which) __ksym;
-extern int bpf_extfuse_name_is(struct extfuse_ctx *ctx, __u32 which, void *name, __u32 name__sz,
-			       __u32 len) __ksym;
-extern int bpf_extfuse_current(struct extfuse_ctx *ctx, __u32 slot, __u64 stamp) __ksym;
-extern void bpf_extfuse_set_cookie(struct extfuse_ctx *ctx, __u64 cookie) __ksym;
-extern void bpf_extfuse_enosys(struct extfuse_ctx *ctx) __ksym;
 
 /* What `request` does for opcode `target`; set by the test at any time. */
 __u32 target;

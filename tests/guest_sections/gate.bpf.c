@@ -4,20 +4,12 @@
  * with the nodeid that the frame is for, the footer ends with the CRC of the
  * payload, both little-endian.
  */
-#include "../../bpf/types.h"
-
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_tracing.h>
-
-#include "../../include/extfuse.h"
+#include "extfuse_bpf.h"
 
 char LICENSE[] SEC("license") = "GPL";
 
 #define EACCES 13
 #define EBADMSG 74
-
-extern int bpf_extfuse_section_read(struct extfuse_section_ctx *ctx, __u32 which, __u32 offset, void *dst,
-				    __u32 dst__sz) __ksym;
 
 /* Set by the test. */
 int garbage; /* the verdict, if it is not 0 */

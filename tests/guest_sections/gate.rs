@@ -4,7 +4,7 @@
 
 use std::mem::MaybeUninit;
 
-use extfuse::abi::{SECTION_COMMIT, SECTION_CRC};
+use extfuse::abi::{SECTION_COMMIT, SECTION_CRC, SECTION_GATED, SECTION_REFUSED};
 use fuser::Errno;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{Link, OpenObject};
@@ -180,6 +180,45 @@ fn the_crc_of_a_resumed_section_is_the_kernels() {
         let right = if lie { vec![] } else { bytes(0, 5000) };
         assert_bytes(&seen.unwrap(), &right, "resumed");
     }
+}
+
+#[test]
+fn only_what_a_program_accepts_is_committed_if_that_is_wanted() {
+    let served = Served::new(SIZE);
+    let all = SECTION_COMMIT | SECTION_GATED;
+    let fill = |read: &Read, frame: &Frame| {
+        let mut wire = Wire::new(Kind::Unix);
+        wire.send(&frame.whole());
+        let (mut fill, mut mem) = (read.fill(frame, &wire.fd), [0; 204]);
+        fill.flags = all;
+        let error = errno(&read.device.fill(&mut fill, &mut mem));
+        (error, fill.flags, fill.done as usize == frame.whole().len())
+    };
+    let frame = sealed(DIRECT, 0, 5000);
+    // Without a program it is staged, and waits for the daemon's word.
+    let (seen, ()) = served.one_read("direct", (0, 5000), |read| {
+        assert_eq!(fill(&read, &frame), (0, SECTION_GATED, true));
+        read.commit();
+    });
+    assert_bytes(&seen.unwrap(), &bytes(0, 5000), "committed");
+    let (seen, ()) = served.one_read("direct", (0, 5000), |read| {
+        assert_eq!(fill(&read, &frame), (0, SECTION_GATED, true));
+        read.reject(Errno::EIO);
+    });
+    assert_eq!(errno(&seen), libc::EIO);
+    // With one, by its word.
+    let _gate = Gate::at(&served);
+    let (seen, ()) = served.one_read("direct", (0, 5000), |read| {
+        assert_eq!(fill(&read, &frame), (0, all, true));
+    });
+    assert_bytes(&seen.unwrap(), &bytes(0, 5000), "accepted");
+    let (seen, ()) = served.one_read("direct", (0, 5000), |read| {
+        let mut frame = sealed(DIRECT, 0, 5000);
+        frame.payload[4999] ^= 1;
+        assert_eq!(fill(&read, &frame), (libc::EBADMSG, all | SECTION_REFUSED, true));
+        read.reject(Errno::EIO);
+    });
+    assert_eq!(errno(&seen), libc::EIO);
 }
 
 #[test]
