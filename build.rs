@@ -78,9 +78,11 @@ fn main() {
     let clang = find_clang();
     skeleton("bpf/extfuse.bpf.c", "extfuse", &clang);
     object("examples/frames/gate.bpf.c", "frames_gate", &clang);
+    object("examples/hide_dotfiles.bpf.c", "hide_dotfiles", &clang);
     // Program sets for the tests; cargo has no build script for tests alone.
     skeleton("tests/guest_handlers/hostile.bpf.c", "hostile", &clang);
     skeleton("tests/guest_sections/gate.bpf.c", "gate", &clang);
     object("tests/guest_gate/gate.bpf.c", "frame_gate", &clang);
     object("tests/guest_gate/unsafe.bpf.c", "unsafe", &clang);
+    object("tests/guest_custom/mistaken.bpf.c", "mistaken", &clang);
 }

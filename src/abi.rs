@@ -218,6 +218,19 @@ const OPCODE_NAMES: &[(u32, &str)] = &[
     (52, "STATX"),
 ];
 
+/// Opcodes whose requests no handler sees: they are no questions, or have to reach the daemon.
+pub const NEVER_ASKED: &[u32] = &[
+    2,  // FORGET
+    18, // RELEASE
+    25, // FLUSH
+    26, // INIT
+    29, // RELEASEDIR
+    36, // INTERRUPT
+    38, // DESTROY
+    41, // NOTIFY_REPLY
+    42, // BATCH_FORGET
+];
+
 /// The protocol's name of an opcode.
 #[must_use]
 pub fn opcode_name(opcode: u32) -> Option<&'static str> {

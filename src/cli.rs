@@ -4,6 +4,7 @@
 
 mod daemon;
 mod doctor;
+mod handler;
 mod mount;
 mod stat;
 mod umount;
@@ -36,6 +37,7 @@ enum Command {
     Mount(mount::Mount),
     Umount(umount::Umount),
     Stat(stat::Stat),
+    Handler(handler::Handler),
     Doctor(doctor::Doctor),
 }
 
@@ -64,6 +66,7 @@ pub fn run() -> ExitCode {
         Command::Mount(command) => command.run(),
         Command::Umount(command) => command.run(),
         Command::Stat(command) => command.run(),
+        Command::Handler(command) => command.run(),
         Command::Doctor(command) => command.run(),
     });
     match result {

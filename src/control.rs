@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a running daemon tells about itself, over a local socket.
+//! What a running daemon tells about itself, and what it can be told, over a local socket.
 //!
 //! The socket has an abstract name made of the mount's device number. Nothing is left behind when the
 //! daemon dies, and who asks needs no request to the mount: a dead daemon refuses the connection, a
@@ -9,6 +9,8 @@
 //! The kernel gives a device number out again as soon as its mount is gone, perhaps before the
 //! daemon is: such a daemon says that it is not the one, and both the next daemon and who asks try
 //! again until it has ended.
+
+mod question;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,23 +26,27 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::sockopt::{PeerCredentials, SendTimeout};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, getsockopt, setsockopt};
 use nix::sys::time::TimeVal;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use crate::ebpf::Object;
+use question::Question;
+pub use question::{Handler, Refusal};
 
 use crate::sys::mountinfo::Dev;
 
 /// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long the answer may take: counting the rows of large maps is a system call a row.
+/// How long the answer may take: counting the rows of large maps is a system call a row, and a program
+/// may keep the verifier busy.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 /// How soon to try again where a daemon of a mount that is gone still has the name.
 const AGAIN: Duration = Duration::from_millis(10);
-/// What is asked.
-const QUESTION: &[u8] = b"stat\n";
 /// The answer of a daemon whose mount is gone.
 const GONE: &[u8] = b"gone\n";
-/// The longest question.
-const QUESTION_MAX: usize = 64;
+/// The longest question, but for the object behind it.
+const QUESTION_MAX: usize = 512;
 /// The longest answer: some 60 opcodes with a few numbers each take a tenth.
 const ANSWER_MAX: u64 = 256 << 10;
 
@@ -63,6 +69,9 @@ pub struct Report {
     pub uptime: f64,
     /// The handlers, unless there are none: see `warnings`.
     pub program: Option<Program>,
+    /// Handlers of other authors, those that were ejected among them.
+    #[serde(default)]
+    pub custom: Vec<Handler>,
     /// Requests by opcode; those that never came are left out.
     pub opcodes: BTreeMap<String, Requests>,
     /// What is in the handlers' maps.
@@ -173,6 +182,9 @@ pub enum AskError {
     /// What came is not an answer.
     #[error("its daemon answers something else: {0}")]
     Garbled(String),
+    /// It will not.
+    #[error(transparent)]
+    Refusal(#[from] Refusal),
     /// Anything else.
     #[error("its daemon cannot be asked: {0}")]
     Io(#[from] io::Error),
@@ -180,6 +192,43 @@ pub enum AskError {
 
 /// Asks the daemon of the mount with device number `dev`, which `owner` may have started.
 pub fn ask(dev: Dev, owner: Option<u32>) -> Result<Report, AskError> {
+    question(dev, owner, &Question::Stat, &[])
+}
+
+/// Which opcodes have a handler, and whose.
+///
+/// # Errors
+///
+/// [`AskError`]; a [`Refusal`] if the mount has no handlers.
+pub fn handlers(dev: Dev, owner: Option<u32>) -> Result<Vec<Handler>, AskError> {
+    question::<Result<_, Refusal>>(dev, owner, &Question::Handlers, &[])?.map_err(Into::into)
+}
+
+/// Has the program of `object` answer the requests of `opcode`.
+///
+/// # Errors
+///
+/// [`AskError`]; a [`Refusal`] if the object can't be used.
+pub fn load(dev: Dev, owner: Option<u32>, opcode: u32, object: &Object) -> Result<(), AskError> {
+    let load = Question::load(opcode, object);
+    question::<Result<_, Refusal>>(dev, owner, &load, object.bytes())?.map_err(Into::into)
+}
+
+/// Has extfuse's own handler of `opcode` back.
+///
+/// # Errors
+///
+/// [`AskError`]; a [`Refusal`] if it was not replaced.
+pub fn unload(dev: Dev, owner: Option<u32>, opcode: u32) -> Result<(), AskError> {
+    question::<Result<_, Refusal>>(dev, owner, &Question::Unload { opcode }, &[])?.map_err(Into::into)
+}
+
+fn question<T: DeserializeOwned>(
+    dev: Dev,
+    owner: Option<u32>,
+    question: &Question,
+    object: &[u8],
+) -> Result<T, AskError> {
     let start = Instant::now();
     loop {
         let mut stream = connect(dev)?;
@@ -187,14 +236,22 @@ pub fn ask(dev: Dev, owner: Option<u32>) -> Result<Report, AskError> {
         if peer != 0 && peer != nix::unistd::geteuid().as_raw() && Some(peer) != owner {
             return Err(AskError::Impostor(peer));
         }
-        stream.write_all(QUESTION).map_err(unanswered)?;
+        let mut asked = stream.write_all(question.line().as_bytes());
+        // A daemon that will not have it answers all the same.
+        if asked.is_ok() && !object.is_empty() {
+            asked = match stream.write_all(object) {
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+                written => written,
+            };
+        }
+        asked.map_err(unanswered)?;
         let answer = read_until(&mut stream, start + ANSWER_PATIENCE).map_err(unanswered)?;
         match answer.as_slice() {
             b"" => return Err(AskError::Refused),
             GONE if start.elapsed() < PATIENCE => std::thread::sleep(AGAIN),
             GONE => return Err(AskError::Dead),
-            report => {
-                return serde_json::from_slice(report).map_err(|error| AskError::Garbled(error.to_string()));
+            answer => {
+                return serde_json::from_slice(answer).map_err(|error| AskError::Garbled(error.to_string()));
             }
         }
     }
@@ -257,8 +314,19 @@ fn peer_uid(stream: &UnixStream) -> io::Result<u32> {
     Ok(getsockopt(stream, PeerCredentials)?.uid())
 }
 
-/// Makes the report when somebody asks; none if the mount is gone.
-pub type Reporter = Arc<dyn Fn() -> Option<Report> + Send + Sync>;
+/// Who knows the answers.
+pub trait Daemon: Send + Sync {
+    /// Whether the mount is there still.
+    fn is_mounted(&self) -> bool;
+    /// What it tells about itself.
+    fn report(&self) -> Report;
+    /// See [`handlers`](handlers()).
+    fn handlers(&self) -> Result<Vec<Handler>, Refusal>;
+    /// See [`load`].
+    fn load(&self, opcode: u32, object: &Object) -> Result<(), Refusal>;
+    /// See [`unload`].
+    fn unload(&self, opcode: u32) -> Result<(), Refusal>;
+}
 
 /// The daemon's side: a thread that answers until it is dropped.
 pub struct Server {
@@ -276,7 +344,7 @@ impl fmt::Debug for Server {
 
 impl Server {
     /// Listens for the mount with device number `dev`; `owner` and root may ask.
-    pub fn start(dev: Dev, owner: u32, reporter: Reporter) -> io::Result<Self> {
+    pub fn start(dev: Dev, owner: u32, daemon: Arc<dyn Daemon>) -> io::Result<Self> {
         let address = SocketAddr::from_abstract_name(name(dev))?;
         let start = Instant::now();
         let listener = loop {
@@ -293,7 +361,7 @@ impl Server {
             .spawn(move || {
                 // Ends with the error that shutting the listener down gives.
                 while let Ok((mut stream, _)) = ours.accept() {
-                    if let Err(error) = answer(&mut stream, owner, &reporter) {
+                    if let Err(error) = answer(&mut stream, owner, &*daemon) {
                         tracing::debug!("control: {error}");
                     }
                 }
@@ -315,35 +383,69 @@ impl Drop for Server {
 }
 
 /// One question, one answer. Strangers get none, and cannot keep the thread waiting.
-fn answer(stream: &mut UnixStream, owner: u32, reporter: &Reporter) -> io::Result<()> {
+fn answer(stream: &mut UnixStream, owner: u32, daemon: &dyn Daemon) -> io::Result<()> {
     let peer = peer_uid(stream)?;
     if peer != 0 && peer != owner {
         return Ok(());
     }
     stream.set_write_timeout(Some(PATIENCE))?;
-    let deadline = Instant::now() + PATIENCE;
-    let mut question = [0; QUESTION_MAX];
-    let mut length = 0;
-    while length < QUESTION_MAX && !question[..length].contains(&b'\n') {
-        let left = deadline.saturating_duration_since(Instant::now());
-        stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
-        match stream.read(&mut question[length..])? {
-            0 => break,
-            more => length += more,
+    let (line, rest) = read_line(stream)?;
+    let answer = match Question::parse(&line) {
+        _ if !daemon.is_mounted() => GONE.to_vec(),
+        Some(Question::Stat) => serde_json::to_vec(&daemon.report())?,
+        Some(Question::Handlers) => serde_json::to_vec(&daemon.handlers())?,
+        Some(Question::Load { opcode, size, name }) => {
+            let object = Object::new(name, read_object(stream, rest, size)?);
+            serde_json::to_vec(&daemon.load(opcode, &object))?
         }
-        if Instant::now() >= deadline {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-    }
-    if &question[..length] == QUESTION {
-        match reporter() {
-            Some(report) => stream.write_all(&serde_json::to_vec(&report)?)?,
-            None => stream.write_all(GONE)?,
-        }
-    } else {
-        stream.write_all(br#"{"error":"unknown question"}"#)?;
-    }
+        Some(Question::Unload { opcode }) => serde_json::to_vec(&daemon.unload(opcode))?,
+        None => br#"{"error":"unknown question"}"#.to_vec(),
+    };
+    stream.write_all(&answer)?;
     stream.shutdown(Shutdown::Both)
+}
+
+/// A question with its end, and what came behind it.
+fn read_line(stream: &mut UnixStream) -> io::Result<(Vec<u8>, Vec<u8>)> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut question = Vec::new();
+    let mut part = [0; QUESTION_MAX];
+    while question.len() < QUESTION_MAX && !question.contains(&b'\n') {
+        match read_before(stream, &mut part, deadline)? {
+            0 => break,
+            length => question.extend_from_slice(&part[..length]),
+        }
+    }
+    let end = question.iter().position(|byte| *byte == b'\n');
+    let rest = question.split_off(end.map_or(question.len(), |end| end + 1));
+    Ok((question, rest))
+}
+
+/// The bytes of an object, of which `begin` came with the question.
+fn read_object(stream: &mut UnixStream, begin: Vec<u8>, size: usize) -> io::Result<Vec<u8>> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut object = begin;
+    let mut at = object.len();
+    if at > size {
+        return Err(io::Error::other("more than an object"));
+    }
+    object.resize(size, 0);
+    while at < size {
+        match read_before(stream, &mut object[at..], deadline)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            length => at += length,
+        }
+    }
+    Ok(object)
+}
+
+fn read_before(stream: &mut UnixStream, into: &mut [u8], deadline: Instant) -> io::Result<usize> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    stream.set_read_timeout(Some(left))?;
+    stream.read(into)
 }
 
 #[cfg(test)]
@@ -365,14 +467,52 @@ mod tests {
             threads: 2,
             uptime: 1.5,
             program: None,
+            custom: vec![],
             opcodes: [("LOOKUP".into(), lookups)].into(),
             maps: None,
             warnings: vec![],
         }
     }
 
-    fn reporter() -> Reporter {
-        Arc::new(|| Some(report()))
+    /// Whether its mount is there.
+    struct Told(bool);
+
+    impl Daemon for Told {
+        fn is_mounted(&self) -> bool {
+            self.0
+        }
+
+        fn report(&self) -> Report {
+            report()
+        }
+
+        fn handlers(&self) -> Result<Vec<Handler>, Refusal> {
+            Err(Refusal::because("none here".into()))
+        }
+
+        fn load(&self, opcode: u32, object: &Object) -> Result<(), Refusal> {
+            let right = object
+                .bytes()
+                .iter()
+                .zip(0..)
+                .all(|(byte, at): (_, u32)| *byte == at as u8);
+            match (right, opcode) {
+                (true, 1) => Ok(()),
+                _ => Err(Refusal {
+                    error: format!("{} of {}", object.name(), object.bytes().len()),
+                    log: "1\n2".into(),
+                }),
+            }
+        }
+
+        fn unload(&self, opcode: u32) -> Result<(), Refusal> {
+            let refusal = || Refusal::because("nothing there".into());
+            (opcode == 1).then_some(()).ok_or_else(refusal)
+        }
+    }
+
+    fn reporter() -> Arc<dyn Daemon> {
+        Arc::new(Told(true))
     }
 
     /// A device number that no mount has: FUSE's major is 0.
@@ -403,7 +543,7 @@ mod tests {
 
     #[test]
     fn a_daemon_whose_mount_is_gone_makes_way_for_the_next() {
-        let last = Server::start(dev(6), uid(), Arc::new(|| None)).unwrap();
+        let last = Server::start(dev(6), uid(), Arc::new(Told(false))).unwrap();
         let next = std::thread::spawn(|| Server::start(dev(6), uid(), reporter()).unwrap());
         let asked = std::thread::spawn(|| ask(dev(6), None));
         std::thread::sleep(5 * AGAIN);
@@ -433,6 +573,40 @@ mod tests {
         let start = Instant::now();
         assert!(matches!(ask(dev(4), None), Err(AskError::Silent)));
         assert!(start.elapsed() < 2 * ANSWER_PATIENCE);
+    }
+
+    #[test]
+    fn objects_arrive_whole_and_refusals_come_back() {
+        let _server = Server::start(dev(7), uid(), reporter()).unwrap();
+        for size in [0, 1, 511, 512, 513, 100_000, crate::ebpf::OBJECT_MAX] {
+            let bytes: Vec<u8> = (0..size).map(|at| at as u8).collect();
+            load(dev(7), None, 1, &Object::new("object", bytes)).unwrap();
+        }
+        let refused = load(dev(7), None, 2, &Object::new("a name", vec![0; 9])).unwrap_err();
+        let AskError::Refusal(refusal) = refused else {
+            panic!("{refused}")
+        };
+        assert_eq!(
+            (refusal.error.as_str(), refusal.log.as_str()),
+            ("a name of 9", "1\n2")
+        );
+        unload(dev(7), None, 1).unwrap();
+        assert_eq!(unload(dev(7), None, 3).unwrap_err().to_string(), "nothing there");
+        assert_eq!(handlers(dev(7), None).unwrap_err().to_string(), "none here");
+    }
+
+    #[test]
+    fn an_object_that_is_cut_short_is_not_loaded() {
+        let _server = Server::start(dev(8), uid(), reporter()).unwrap();
+        for (line, bytes) in [("load 1 1000 name\n", 999), ("load 1 5 name\n", 6)] {
+            let mut stream = connect(dev(8)).unwrap();
+            let message = [line.as_bytes(), &vec![0; bytes]].concat();
+            stream.write_all(&message).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            let mut answer = Vec::new();
+            let _ = stream.read_to_end(&mut answer);
+            assert_eq!(answer, b"", "{line}");
+        }
     }
 
     #[test]

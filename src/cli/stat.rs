@@ -9,6 +9,7 @@ use anyhow::Context;
 use clap::Args;
 use extfuse::control::{Fill, Mode, Program, Report, Requests, ask};
 
+use super::handler::whose;
 use super::umount::find;
 use super::{Failure, say};
 
@@ -63,6 +64,9 @@ fn table(report: &Report) -> String {
             "handlers",
             &report.program.as_ref().map_or_else(|| "none".into(), handlers),
         );
+    }
+    for handler in &report.custom {
+        line("", &format!("{}: {}", handler.opcode, whose(handler)));
     }
     if let Some(maps) = &report.maps {
         let fill = |fill: Fill| format!("{} of {}", fill.used, fill.capacity);
@@ -170,6 +174,7 @@ mod tests {
             threads: 2,
             uptime: 3725.0,
             program: None,
+            custom: vec![],
             opcodes: [("LOOKUP".into(), row), ("READ".into(), row)].into(),
             maps: None,
             warnings: vec![],

@@ -12,7 +12,7 @@ use nix::unistd::{getegid, geteuid};
 
 use super::handlers::Handlers;
 use super::place::Place;
-use super::report::Facts;
+use super::report::{Facts, Told};
 use super::{Guard, MountOptions, Session, SessionError, Supervisor, Unmounter};
 use crate::control::Server;
 use crate::fs::{Stack, StackOptions, Upcalls};
@@ -283,14 +283,16 @@ struct Connected {
     detached: Option<Detached>,
 }
 
-/// Starts to answer `extfuse stat`. The mount works without, so failing is no error.
+/// Starts to answer `extfuse stat` and `extfuse handler`. The mount works without, so failing is no error.
 fn listen(facts: &Arc<Facts>, unmounter: Unmounter) -> Option<Server> {
-    let reported = Arc::clone(facts);
-    let reporter = move || unmounter.is_mounted().then(|| reported.report());
-    match Server::start(facts.mount.dev, facts.owner, Arc::new(reporter)) {
+    let told = Told {
+        facts: Arc::clone(facts),
+        unmounter,
+    };
+    match Server::start(facts.mount.dev, facts.owner, Arc::new(told)) {
         Ok(server) => Some(server),
         Err(error) => {
-            tracing::warn!("extfuse stat will not work: {error}");
+            tracing::warn!("extfuse stat and handler will not work: {error}");
             None
         }
     }

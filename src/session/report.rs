@@ -6,9 +6,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::Unmounter;
 use super::handlers::Handlers;
 use crate::abi;
-use crate::control::{Mode, Report, Requests};
+use crate::control::{Daemon, Handler, Mode, Refusal, Report, Requests};
+use crate::ebpf::Object;
 use crate::fs::Upcalls;
 use crate::sys::mount::Flavor;
 use crate::sys::mountinfo::MountId;
@@ -61,9 +63,52 @@ impl Facts {
             threads: self.threads,
             uptime: self.started.elapsed().as_secs_f64(),
             program: self.handlers.as_ref().and_then(Handlers::program),
+            custom: self.handlers.as_ref().map_or_else(Vec::new, |handlers| {
+                let own = |handler: &Handler| handler.object.is_some();
+                handlers.list().into_iter().filter(own).collect()
+            }),
             opcodes,
             maps: self.handlers.as_ref().map(Handlers::maps),
             warnings: self.warnings.clone(),
         }
+    }
+}
+
+/// A session, for who asks its daemon.
+pub(super) struct Told {
+    pub facts: Arc<Facts>,
+    pub unmounter: Unmounter,
+}
+
+impl Told {
+    fn handlers(&self) -> Result<&Handlers, Refusal> {
+        let none = || Refusal::because("the mount has no handlers".into());
+        self.facts.handlers.as_ref().ok_or_else(none)
+    }
+}
+
+impl Daemon for Told {
+    fn is_mounted(&self) -> bool {
+        self.unmounter.is_mounted()
+    }
+
+    fn report(&self) -> Report {
+        self.facts.report()
+    }
+
+    fn handlers(&self) -> Result<Vec<Handler>, Refusal> {
+        Ok(Self::handlers(self)?.list())
+    }
+
+    fn load(&self, opcode: u32, object: &Object) -> Result<(), Refusal> {
+        if abi::NEVER_ASKED.contains(&opcode) {
+            let name = abi::opcode_name(opcode).unwrap_or("it");
+            return Err(Refusal::because(format!("no handler is ever asked about {name}")));
+        }
+        Self::handlers(self)?.load(opcode, object)
+    }
+
+    fn unload(&self, opcode: u32) -> Result<(), Refusal> {
+        Self::handlers(self)?.unload(opcode)
     }
 }
