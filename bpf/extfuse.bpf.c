@@ -78,11 +78,13 @@ struct extfuse_abi {
 	struct extfuse_commit commit;
 	struct extfuse_fill fill;
 	struct extfuse_drain drain;
+	struct extfuse_backing backing;
 	enum extfuse_event event;
 	enum extfuse_slot_kind slot_kind;
 	enum extfuse_exit exit;
 	enum extfuse_counter counter;
 	enum extfuse_miss miss;
+	enum extfuse_backing_op backing_op;
 } *extfuse_abi;
 
 #include "rows.h"

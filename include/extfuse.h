@@ -47,6 +47,7 @@ enum extfuse_event {
 /* extfuse_ctx.flags */
 #define EXTFUSE_CTX_PASSTHRU (1U << 0) /* the file has a backing file: PASSTHRU is possible */
 #define EXTFUSE_CTX_EVENT (1U << 1) /* an event: the verdict is ignored */
+#define EXTFUSE_CTX_BACKGROUND (1U << 2) /* nobody waits for it: read-ahead, asynchronous READ; WRITE: as an event */
 
 /*
  * What a program is told about a request: scalars only, every one set, and
@@ -484,5 +485,53 @@ struct extfuse_drain {
 #define EXTFUSE_IOC_SECTIONS EXTFUSE_IOC(1, 5, struct extfuse_sections) /* _IOW */
 #define EXTFUSE_IOC_FILL EXTFUSE_IOC(3, 6, struct extfuse_fill) /* _IOWR */
 #define EXTFUSE_IOC_DRAIN EXTFUSE_IOC(3, 7, struct extfuse_drain) /* _IOWR */
+
+/*
+ * ---- Backing files of nodes ------------------------------------------------
+ *
+ * READs of a node, from the page cache or direct, that are filled from a file in
+ * the kernel, in whatever way the node is open, or without its being open to the
+ * daemon at all: where the file's bytes are declared valid, and the READ handler
+ * says PASSTHRU. Anything else is an upcall: bytes that are not declared, an
+ * error of the file.
+ *
+ * BACKING needs FUSE_PASSTHROUGH to be negotiated, and CAP_SYS_ADMIN. A
+ * registration ends with REMOVE, with FORGET of the node, with the next one of
+ * the node, and with the connection.
+ */
+enum extfuse_backing_op {
+	EXTFUSE_BACKING_REGISTER = 0, /* this file, with this range */
+	EXTFUSE_BACKING_EXTEND = 1, /* this range is valid, too */
+	EXTFUSE_BACKING_WITHDRAW = 2, /* it is not any more */
+	EXTFUSE_BACKING_REMOVE = 3, /* nor is the file the node's */
+};
+
+/*
+ * REGISTER. A file without COPY is the node's own: it ends where the node ends,
+ * and whoever writes to either writes to both.
+ */
+#define EXTFUSE_BACKING_ALWAYS (1U << 0) /* also while no READ handler is attached */
+#define EXTFUSE_BACKING_COPY (1U << 1) /* ranges are valid while DATA(nodeid) is current as of `stamp` */
+
+#define EXTFUSE_BACKING_EOF (~0ULL) /* `end`: up to the file's end, wherever that is */
+
+/* Ranges that do not touch each other, of one node; and nodes of a connection with a file. */
+#define EXTFUSE_BACKING_RANGES 8
+#define EXTFUSE_BACKINGS_MAX 65536U
+
+struct extfuse_backing {
+	__u64 nodeid;
+	__u64 generation; /* REGISTER: as in fuse_entry_out */
+	__u64 id; /* out for REGISTER; in for the others, which mean that registration only */
+	__u64 stamp; /* REGISTER: clock before the nodeid was known to stand for the file; COPY: before the data was */
+	__u64 start; /* of the range; empty if it is `end` */
+	__u64 end;
+	__s32 fd; /* REGISTER */
+	__u32 op; /* enum extfuse_backing_op */
+	__u32 flags; /* REGISTER: EXTFUSE_BACKING_* */
+	__u32 reserved;
+};
+
+#define EXTFUSE_IOC_BACKING EXTFUSE_IOC(3, 8, struct extfuse_backing) /* _IOWR */
 
 #endif /* EXTFUSE_H */

@@ -55,6 +55,7 @@ bool extfuse_detach(struct extfuse_conn *ext, u32 why, u64 attach, const char *r
 static void conn_free(struct extfuse_conn *ext)
 {
 	extfuse_stamps_free(ext);
+	extfuse_backings_free(ext);
 	free_percpu(ext->counts);
 	if (ext->mm)
 		mmdrop(ext->mm);
@@ -69,6 +70,7 @@ static struct extfuse_conn *conn_alloc(struct fuse_conn *fc)
 		return NULL;
 	ext->fc = fc;
 	INIT_LIST_HEAD(&ext->list);
+	spin_lock_init(&ext->backings_lock);
 	get_random_bytes(&ext->key, sizeof(ext->key));
 	do {
 		get_random_bytes(&ext->id, sizeof(ext->id));
@@ -201,6 +203,8 @@ long extfuse_dev_ioctl(struct fuse_dev *fud, unsigned int cmd, void __user *arg)
 		return extfuse_ioctl_fill(fud, arg);
 	case EXTFUSE_IOC_DRAIN:
 		return extfuse_ioctl_drain(fud, arg);
+	case EXTFUSE_IOC_BACKING:
+		return extfuse_ioctl_backing(fud->fc, arg);
 	default:
 		return -ENOTTY;
 	}
@@ -244,8 +248,10 @@ void extfuse_conn_end(struct fuse_conn *fc, enum extfuse_exit why)
 		WRITE_ONCE(ext->stamps->slot[EXTFUSE_SLOT_CONN], ~0ULL);
 	}
 	spin_unlock_bh(&extfuse_lock);
-	if (ext)
-		extfuse_detach(ext, why, 0, why == EXTFUSE_EXIT_UNMOUNT ? "unmounted" : "connection aborted");
+	if (!ext)
+		return;
+	extfuse_detach(ext, why, 0, why == EXTFUSE_EXIT_UNMOUNT ? "unmounted" : "connection aborted");
+	extfuse_backings_end(ext);
 }
 
 /* With the last reference to @fc, a grace period later: nobody else is here. */

@@ -62,6 +62,7 @@ static void node_changed(struct extfuse_conn *ext, u64 nodeid, bool gone)
 void extfuse_forget(struct fuse_conn *fc, u64 nodeid)
 {
 	node_changed(fc->ext, nodeid, true);
+	extfuse_backing_forget(fc->ext, nodeid);
 	extfuse_count(fc->ext, FUSE_FORGET, EXTFUSE_COUNT_REQUESTS);
 	extfuse_count(fc->ext, FUSE_FORGET, EXTFUSE_COUNT_UPCALLS);
 	tell(fc->ext, FUSE_FORGET, nodeid, 0, NULL);

@@ -16,6 +16,7 @@
 #include <uapi/linux/fuse.h>
 #include "extfuse.h"
 
+struct bio_vec;
 struct extfuse_conn;
 struct fuse_args;
 struct fuse_conn;
@@ -41,6 +42,7 @@ void extfuse_conn_free(struct fuse_conn *fc);
 
 /* request.c */
 ssize_t extfuse_simple_request(struct mnt_idmap *idmap, struct fuse_mount *fm, struct fuse_args *args);
+bool extfuse_background_answered(struct fuse_mount *fm, struct fuse_args *args);
 void extfuse_background_begin(struct fuse_conn *fc, struct fuse_args *args);
 void extfuse_background_end(struct fuse_conn *fc, struct fuse_args *args);
 int extfuse_uncount(struct fuse_args *args, struct inode **inode);
@@ -124,6 +126,13 @@ struct extfuse_conn {
 	struct extfuse_counts __percpu *counts;
 	struct mm_struct *mm; /* may STAGE; set once */
 	bool withhold; /* the payload of every WRITE */
+
+	/* ranges.c: nodes with a backing file, in buckets that come with the first of them. */
+	spinlock_t backings_lock; /* innermost but for each one's own */
+	struct hlist_head *backings; /* set once */
+	u64 backing_ids;
+	u32 nr_backings;
+	bool backings_ended;
 
 	/*
 	 * The attached program set. Written under extfuse_lock, read under RCU:
@@ -267,6 +276,8 @@ long extfuse_ioctl_drain(struct fuse_dev *fud, struct extfuse_drain __user *arg)
 
 struct fuse_req *extfuse_own(struct fuse_dev *fud, u64 unique, u32 opcode);
 int extfuse_disown(struct fuse_dev *fud, struct fuse_req *req, bool answered);
+void extfuse_map_args(const struct fuse_args *args, unsigned int dir, unsigned int off, unsigned int len,
+		      struct bio_vec *bv, unsigned int max, struct iov_iter *iter);
 void extfuse_map(struct fuse_req *req, unsigned int dir, unsigned int off, unsigned int len, struct bio_vec *bv,
 		 unsigned int max, struct iov_iter *iter);
 u32 extfuse_crc(u32 crc, const void *bytes, size_t len);
@@ -281,6 +292,15 @@ void extfuse_set_length(struct fuse_req *req, unsigned int size);
 long extfuse_ioctl_fill(struct fuse_dev *fud, struct extfuse_fill __user *arg);
 int extfuse_wait(struct fuse_conn *fc, struct file *file, __poll_t events, long *left);
 int extfuse_stream(struct file *file, struct socket **sock);
+
+/* ranges.c */
+long extfuse_ioctl_backing(struct fuse_conn *fc, struct extfuse_backing __user *arg);
+void extfuse_backing_forget(struct extfuse_conn *ext, u64 nodeid);
+void extfuse_backings_end(struct extfuse_conn *ext);
+void extfuse_backings_free(struct extfuse_conn *ext);
+bool extfuse_covered(struct extfuse_conn *ext, const struct fuse_args *args);
+bool extfuse_fill_from_backing(struct extfuse_conn *ext, struct fuse_args *args, bool always, ssize_t *ret);
+bool extfuse_backing_of(struct inode *inode, struct file **file);
 
 bool extfuse_fill_ctx(struct fuse_conn *fc, const struct fuse_args *args, struct extfuse_call *call);
 int extfuse_may_keep(struct extfuse_call *call, u32 what, u64 stamp, u64 expires);

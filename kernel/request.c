@@ -57,7 +57,9 @@ bool extfuse_fill_ctx(struct fuse_conn *fc, const struct fuse_args *args, struct
 
 	if (unlikely(!fc->initialized || !fc->connected || fc->conn_error || fc->minor < 12))
 		return false;
-	if (!fill_caller(fc, ctx))
+	if (args->nocreds)
+		ctx->uid = ctx->gid = ctx->pid = 0;
+	else if (!fill_caller(fc, ctx))
 		return false;
 	ctx->opcode = args->opcode;
 	ctx->flags = 0;
@@ -233,8 +235,9 @@ static enum outcome judge(struct fuse_mount *fm, struct fuse_args *args, struct 
 		*ret = verdict;
 		return ANSWERED;
 	}
-	/* Page-cache and direct requests have no backing file of their own. */
-	if (verdict == EXTFUSE_PASSTHRU && (args->opcode == FUSE_READ || args->opcode == FUSE_WRITE))
+	if (verdict == EXTFUSE_PASSTHRU && args->opcode == FUSE_READ)
+		return extfuse_fill_from_backing(ext, args, false, ret) ? ANSWERED : UPCALL;
+	if (verdict == EXTFUSE_PASSTHRU && args->opcode == FUSE_WRITE)
 		return UPCALL;
 	if (verdict != EXTFUSE_RETURN) {
 		call->errors++;
@@ -291,14 +294,31 @@ static void forbid_keeping(struct fuse_args *args)
 	}
 }
 
+/* Asks the handler, and judges what it says. */
+static enum outcome consult(struct fuse_mount *fm, struct fuse_args *args, struct extfuse_call *call, u64 *attach,
+			    ssize_t *ret)
+{
+	struct extfuse_conn *ext = call->ext;
+	enum outcome outcome;
+
+	if (args->opcode == FUSE_READ && extfuse_covered(ext, args))
+		call->ctx.flags |= EXTFUSE_CTX_PASSTHRU;
+	outcome = judge(fm, args, call, extfuse_run_request(ext, call, attach), ret);
+	if (unlikely(call->errors)) {
+		extfuse_charge(ext, *attach, args->opcode, call->errors, call->error);
+		call->errors = 0;
+	}
+	return outcome;
+}
+
 /* noinline: its frame holds a context, which requests without a handler don't pay for. */
 static noinline ssize_t ask(struct extfuse_conn *ext, struct mnt_idmap *idmap, struct fuse_mount *fm,
 			    struct fuse_args *args)
 {
 	struct extfuse_call call __uninitialized;
+	enum outcome outcome;
 	u64 attach;
 	ssize_t ret;
-	enum outcome outcome;
 
 	call.ext = ext;
 	call.args = args;
@@ -306,11 +326,7 @@ static noinline ssize_t ask(struct extfuse_conn *ext, struct mnt_idmap *idmap, s
 		extfuse_count(ext, args->opcode, EXTFUSE_COUNT_UPCALLS);
 		return fuse_send_simple(idmap, fm, args);
 	}
-	outcome = judge(fm, args, &call, extfuse_run_request(ext, &call, &attach), &ret);
-	if (unlikely(call.errors)) {
-		extfuse_charge(ext, attach, args->opcode, call.errors, call.error);
-		call.errors = 0;
-	}
+	outcome = consult(fm, args, &call, &attach, &ret);
 	if (outcome == UPCALL || unlikely(args->ext_private))
 		memset(args->ext_keep, 0, sizeof(args->ext_keep));
 	if (outcome == ANSWERED)
@@ -331,6 +347,13 @@ static noinline ssize_t ask(struct extfuse_conn *ext, struct mnt_idmap *idmap, s
 	return ret;
 }
 
+/* A READ that no handler is asked about. */
+static bool fill_unasked(struct extfuse_conn *ext, struct fuse_args *args, ssize_t *ret)
+{
+	return args->opcode == FUSE_READ && !(READ_ONCE(ext->opcodes) & OP(READ)) &&
+	       extfuse_fill_from_backing(ext, args, true, ret);
+}
+
 ssize_t extfuse_simple_request(struct mnt_idmap *idmap, struct fuse_mount *fm, struct fuse_args *args)
 {
 	struct extfuse_conn *ext = fm->fc->ext;
@@ -341,6 +364,8 @@ ssize_t extfuse_simple_request(struct mnt_idmap *idmap, struct fuse_mount *fm, s
 	change.nr = 0;
 	if (extfuse_may_change(args->opcode))
 		extfuse_change_begin(ext, args, &change);
+	if (fill_unasked(ext, args, &ret))
+		return ret;
 	if (handled(ext, args)) {
 		ret = ask(ext, idmap, fm, args);
 	} else {
@@ -351,10 +376,58 @@ ssize_t extfuse_simple_request(struct mnt_idmap *idmap, struct fuse_mount *fm, s
 	return ret;
 }
 
+static noinline bool answer_background(struct extfuse_conn *ext, struct fuse_mount *fm, struct fuse_args *args,
+				       ssize_t *ret)
+{
+	struct extfuse_call call __uninitialized;
+	u64 attach;
+
+	call.ext = ext;
+	call.args = args;
+	if (!extfuse_fill_ctx(fm->fc, args, &call))
+		return false;
+	call.ctx.flags = EXTFUSE_CTX_BACKGROUND;
+	return consult(fm, args, &call, &attach, ret) == ANSWERED;
+}
+
 /*
- * Background requests are announced, not asked about. The flag keeps begin and
- * end paired when SETUP comes between them; it belongs to whoever owns the
- * request: its sender before it is queued, its end after.
+ * A READ in the background, before there is a request of it: true if it was answered here, and has ended.
+ * Its sender is the reader, and may sleep.
+ */
+bool extfuse_background_answered(struct fuse_mount *fm, struct fuse_args *args)
+{
+	struct extfuse_conn *ext = fm->fc->ext;
+	ssize_t ret;
+
+	if (args->opcode != FUSE_READ)
+		return false;
+	if (!fill_unasked(ext, args, &ret) && !(handled(ext, args) && answer_background(ext, fm, args, &ret)))
+		return false;
+	extfuse_count(ext, FUSE_READ, EXTFUSE_COUNT_REQUESTS);
+	args->end(fm, args, ret < 0 ? ret : 0);
+	return true;
+}
+
+/* Shows a WRITE that is on its way: what was written is the daemon's to keep, whatever a handler says. */
+static noinline void show_background(struct fuse_conn *fc, struct fuse_args *args)
+{
+	struct extfuse_conn *ext = fc->ext;
+	struct extfuse_call call __uninitialized;
+	u64 attach;
+
+	call.ext = ext;
+	call.args = args;
+	if (!extfuse_fill_ctx(fc, args, &call))
+		return;
+	call.ctx.flags = EXTFUSE_CTX_BACKGROUND;
+	extfuse_run_request(ext, &call, &attach);
+	if (unlikely(call.errors))
+		extfuse_charge(ext, attach, args->opcode, call.errors, call.error);
+}
+
+/*
+ * Background requests are announced, also under fi->lock. The flag keeps begin and end paired when SETUP
+ * comes between them; it belongs to whoever owns the request: its sender before it is queued, its end after.
  */
 void extfuse_background_begin(struct fuse_conn *fc, struct fuse_args *args)
 {
@@ -365,6 +438,8 @@ void extfuse_background_begin(struct fuse_conn *fc, struct fuse_args *args)
 	args->ext_change = extfuse_may_change(args->opcode);
 	if (args->ext_change)
 		extfuse_change_begin(fc->ext, args, &change);
+	if (args->opcode == FUSE_WRITE && READ_ONCE(fc->ext->opcodes) & OP(WRITE))
+		show_background(fc, args);
 }
 
 void extfuse_background_end(struct fuse_conn *fc, struct fuse_args *args)

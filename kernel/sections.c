@@ -65,10 +65,10 @@ static bool page_at(const struct fuse_args_pages *ap, unsigned int i, struct bio
 }
 
 /* Maps as much of [@off, @off + @len) as @max entries hold, none longer than a page; @iter goes over it. */
-void extfuse_map(struct fuse_req *req, unsigned int dir, unsigned int off, unsigned int len, struct bio_vec *bv,
-		 unsigned int max, struct iov_iter *iter)
+void extfuse_map_args(const struct fuse_args *args, unsigned int dir, unsigned int off, unsigned int len,
+		      struct bio_vec *bv, unsigned int max, struct iov_iter *iter)
 {
-	const struct fuse_args_pages *ap = container_of(req->args, typeof(*ap), args);
+	const struct fuse_args_pages *ap = container_of(args, typeof(*ap), args);
 	unsigned int i, nr = 0, mapped = 0;
 	struct bio_vec one;
 
@@ -98,6 +98,12 @@ void extfuse_map(struct fuse_req *req, unsigned int dir, unsigned int off, unsig
 		off -= min(off, one.bv_len);
 	}
 	iov_iter_bvec(iter, dir, bv, nr, mapped);
+}
+
+void extfuse_map(struct fuse_req *req, unsigned int dir, unsigned int off, unsigned int len, struct bio_vec *bv,
+		 unsigned int max, struct iov_iter *iter)
+{
+	extfuse_map_args(req->args, dir, off, len, bv, max, iter);
 }
 
 /* Of the next @len bytes of @iter, which is not moved. */

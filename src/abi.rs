@@ -22,7 +22,8 @@ pub(crate) mod skeleton {
 use plain::Plain;
 
 pub use skeleton::types::{
-    extfuse_attr as Attr, extfuse_attr_row as AttrRow, extfuse_commit as Commit, extfuse_counter as Counter,
+    extfuse_attr as Attr, extfuse_attr_row as AttrRow, extfuse_backing as Backing,
+    extfuse_backing_op as BackingOp, extfuse_commit as Commit, extfuse_counter as Counter,
     extfuse_counters as Counters, extfuse_drain as Drain, extfuse_entry as EntryRow,
     extfuse_entry_key as EntryKey, extfuse_event as Event, extfuse_exit as Exit, extfuse_fill as Fill,
     extfuse_miss as Miss, extfuse_opcodes as Opcodes, extfuse_section as Section,
@@ -119,6 +120,16 @@ mirror! {
     WRITE_SIZE_MASK: u32 = 0x7ff_ffff, "EXTFUSE_WRITE_SIZE_MASK";
     /// [`Drain::crc_at`]: the CRC goes nowhere.
     NOWHERE: u32 = u32::MAX, "EXTFUSE_NOWHERE";
+    /// [`Backing::flags`]: also while no READ handler is attached.
+    BACKING_ALWAYS: u32 = 1, "EXTFUSE_BACKING_ALWAYS";
+    /// [`Backing::flags`]: ranges are valid while the node's data is current as of the stamp.
+    BACKING_COPY: u32 = 2, "EXTFUSE_BACKING_COPY";
+    /// [`Backing::end`]: up to the file's end, wherever that is.
+    BACKING_EOF: u64 = u64::MAX, "EXTFUSE_BACKING_EOF";
+    /// Ranges of one backing file that do not touch each other.
+    BACKING_RANGES: usize = 8, "EXTFUSE_BACKING_RANGES";
+    /// Nodes of a connection that may have a backing file.
+    BACKINGS_MAX: usize = 65536, "EXTFUSE_BACKINGS_MAX";
     /// Type of the ioctls.
     IOC_MAGIC: u8 = 0xef, "EXTFUSE_IOC_MAGIC";
 }
@@ -161,6 +172,7 @@ wire! {
     Commit = 2 * 4;
     Fill = 3 * 8 + 10 * 4;
     Drain = 3 * 8 + 10 * 4;
+    Backing = 6 * 8 + 4 * 4;
     StampsLayout = 512 * 8 + SLOTS * 8;
 }
 

@@ -13,11 +13,11 @@ use nix::fcntl::SpliceFFlags;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 use crate::abi::{
-    self, Counters, Drain, Fill, Opcodes, Section, Sections, Setup, StampsLayout, Status, Wire,
+    self, Backing, Counters, Drain, Fill, Opcodes, Section, Sections, Setup, StampsLayout, Status, Wire,
 };
 
 mod ioc {
-    use crate::abi::{Counters, Drain, Fill, IOC_MAGIC, Opcodes, Sections, Setup, Status};
+    use crate::abi::{Backing, Counters, Drain, Fill, IOC_MAGIC, Opcodes, Sections, Setup, Status};
 
     nix::ioctl_readwrite!(setup, IOC_MAGIC, 1, Setup);
     nix::ioctl_read!(status, IOC_MAGIC, 2, Status);
@@ -26,10 +26,11 @@ mod ioc {
     nix::ioctl_write_ptr!(sections, IOC_MAGIC, 5, Sections);
     nix::ioctl_readwrite!(fill, IOC_MAGIC, 6, Fill);
     nix::ioctl_readwrite!(drain, IOC_MAGIC, 7, Drain);
+    nix::ioctl_readwrite!(backing, IOC_MAGIC, 8, Backing);
 }
 
 /// The numbers of the ioctls, as the header has them.
-pub const IOCTLS: [(&str, u64); 7] = [
+pub const IOCTLS: [(&str, u64); 8] = [
     (
         "EXTFUSE_IOC_SETUP",
         nix::request_code_readwrite!(abi::IOC_MAGIC, 1, size_of::<Setup>()),
@@ -57,6 +58,10 @@ pub const IOCTLS: [(&str, u64); 7] = [
     (
         "EXTFUSE_IOC_DRAIN",
         nix::request_code_readwrite!(abi::IOC_MAGIC, 7, size_of::<Drain>()),
+    ),
+    (
+        "EXTFUSE_IOC_BACKING",
+        nix::request_code_readwrite!(abi::IOC_MAGIC, 8, size_of::<Backing>()),
     ),
 ];
 
@@ -236,6 +241,19 @@ impl<F: AsFd> Device<F> {
         let total = header.len() + length;
         let spliced = nix::fcntl::splice(from, None, &self.0, None, total, SpliceFFlags::empty())?;
         if spliced == total { Ok(()) } else { Err(broken()) }
+    }
+
+    /// Registers a node's backing file, or changes what of it is valid. [`crate::ebpf::Backing`] is
+    /// what to use.
+    ///
+    /// # Errors
+    ///
+    /// EPERM without `CAP_SYS_ADMIN`, or before `FUSE_PASSTHROUGH` is negotiated; for the others see
+    /// `docs/abi.md`.
+    pub fn backing(&self, backing: &mut Backing) -> io::Result<()> {
+        // SAFETY: as in `setup`.
+        unsafe { ioc::backing(self.raw(), &raw mut *backing) }?;
+        Ok(())
     }
 
     fn raw(&self) -> i32 {
