@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Programs, maps and the cache protocol.
 
+pub mod backing;
 pub mod cache;
 pub mod context;
 pub mod maps;
@@ -9,6 +10,7 @@ pub mod row;
 pub mod stamps;
 pub mod tables;
 
+pub use backing::{Backing, BackingError, BackingOptions};
 pub use cache::{Cache, Key, Snapshot, Validity};
 pub use context::{Capacity, Context};
 pub use maps::Maps;
