@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Ranges that grow and vanish under readers. The file consists of the number of its version, over and
+//! over: nobody sees one that is older than a change that was complete, nor a page of two versions.
+
+use std::fs::File;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use extfuse::ebpf::BackingOptions;
+use fuser::INodeNo;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+use crate::harness::{PAGE, Served};
+use crate::kinds::{COPY, OWN};
+
+const PAGES: u64 = 12;
+const SIZE: u64 = PAGES * PAGE;
+const TIME: Duration = Duration::from_secs(4);
+/// Where the machine is busy.
+const MOST: Duration = Duration::from_secs(60);
+
+fn content(version: u64) -> Vec<u8> {
+    version.to_ne_bytes().repeat((SIZE / 8) as usize)
+}
+
+/// What the readers go by.
+#[derive(Default)]
+struct Changes {
+    /// The last version whose change is complete.
+    complete: AtomicU64,
+    over: AtomicBool,
+}
+
+impl Changes {
+    /// A page that was read since a version was complete.
+    #[track_caller]
+    fn check(&self, before: u64, words: &[u8], way: &str, whole: bool) -> u64 {
+        let words: Vec<u64> = words
+            .chunks_exact(8)
+            .map(|word| u64::from_ne_bytes(word.try_into().unwrap()))
+            .collect();
+        let (least, most) = (words.iter().min().unwrap(), words.iter().max().unwrap());
+        assert!(*least >= before, "{way}: {least}, after {before} was complete");
+        assert!(!whole || least == most, "{way}: {least} and {most} in one page");
+        // Nor one from the future: that of the change that is under way, at most.
+        assert!(*most <= self.complete.load(Ordering::SeqCst) + 1, "{way}: {most}");
+        *least
+    }
+}
+
+type Reader = fn(&Path, &Changes, u64) -> u64;
+
+/// Pages in an order that nothing is read ahead in; how many were read.
+fn pages(path: &Path, changes: &Changes, seed: u64, flags: i32) -> u64 {
+    let mut options = File::options();
+    let file = options.read(true).custom_flags(flags).open(path).unwrap();
+    let mut memory = vec![0; 2 * PAGE as usize];
+    let start = memory.as_ptr().align_offset(PAGE as usize);
+    let buffer = &mut memory[start..start + PAGE as usize];
+    let (mut number, mut count) = (seed, 0);
+    while !changes.over.load(Ordering::Relaxed) {
+        number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let before = changes.complete.load(Ordering::SeqCst);
+        file.read_exact_at(buffer, (number >> 33) % PAGES * PAGE).unwrap();
+        changes.check(before, buffer, "a page", true);
+        count += 1;
+    }
+    count
+}
+
+fn cached(path: &Path, changes: &Changes, seed: u64) -> u64 {
+    pages(path, changes, seed, 0)
+}
+
+fn direct(path: &Path, changes: &Changes, seed: u64) -> u64 {
+    pages(path, changes, seed, libc::O_DIRECT)
+}
+
+/// From the first page to the last one, with readahead.
+fn in_order(path: &Path, changes: &Changes, _: u64) -> u64 {
+    let file = File::open(path).unwrap();
+    let mut page = vec![0; PAGE as usize];
+    let mut count = 0;
+    while !changes.over.load(Ordering::Relaxed) {
+        let before = changes.complete.load(Ordering::SeqCst);
+        file.read_exact_at(&mut page, count % PAGES * PAGE).unwrap();
+        changes.check(before, &page, "in order", true);
+        count += 1;
+    }
+    count
+}
+
+/// A mapping that lasts. A page of it may go and come back between two words.
+fn mapped(path: &Path, changes: &Changes, seed: u64) -> u64 {
+    let file = File::open(path).unwrap();
+    let length = std::num::NonZeroUsize::new(SIZE as usize).unwrap();
+    // SAFETY: a new mapping, unmapped below, of a file that nobody truncates.
+    let address =
+        unsafe { mmap(None, length, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, &file, 0) }.unwrap();
+    let (mut number, mut count) = (seed, 0);
+    while !changes.over.load(Ordering::Relaxed) {
+        number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let at = (number >> 33) % (SIZE / 8);
+        let before = changes.complete.load(Ordering::SeqCst);
+        // SAFETY: inside the mapping, and aligned.
+        let word = unsafe { address.cast::<u64>().add(at as usize).read_volatile() };
+        changes.check(before, &word.to_ne_bytes(), "mapped", false);
+        count += 1;
+    }
+    // SAFETY: as above.
+    unsafe { munmap(address, length.get()) }.unwrap();
+    count
+}
+
+fn race(options: BackingOptions, invalidate: bool) {
+    let served = Served::new();
+    let path = served.file("cached", 0);
+    let nodeid = served.state.nodeid("cached");
+    let node = served.state.node(nodeid).unwrap();
+    node.truth.write_all_at(&content(1), 0).unwrap();
+    let spool = served.spool(&content(1));
+    let backing = served.register("cached", &spool, options, 0..SIZE);
+    let changes = Arc::new(Changes::default());
+    changes.complete.store(1, Ordering::SeqCst);
+    let readers: Vec<(&str, Reader)> = if invalidate {
+        vec![
+            ("cached", cached),
+            ("in order", in_order),
+            ("direct", direct),
+            ("mapped", mapped),
+        ]
+    } else {
+        // Nobody takes back what the page cache has.
+        vec![("direct", direct); 4]
+    };
+    let running: Vec<_> = (1_u64..)
+        .zip(readers)
+        .map(|(seed, (way, read))| {
+            let (path, changes) = (path.clone(), Arc::clone(&changes));
+            (way, thread::spawn(move || read(&path, &changes, seed * 77)))
+        })
+        .collect();
+    let start = Instant::now();
+    let mut version = 1;
+    let enough = |version| version > 20 && served.filled() > 100 && served.upcalls() > 10;
+    let alive = || running.iter().all(|(_, reader)| !reader.is_finished());
+    while alive() && (start.elapsed() < TIME || !enough(version) && start.elapsed() < MOST) {
+        version += 1;
+        let new = content(version);
+        // In some rounds in two steps, so that readers meet a part.
+        if version.is_multiple_of(2) {
+            backing.withdraw(SIZE / 2..SIZE).unwrap();
+        }
+        backing.withdraw(0..u64::MAX).unwrap();
+        // What the daemon answers is of one version in every page, as it is asked for and written in pages.
+        for at in (0..SIZE).step_by(PAGE as usize) {
+            let page = at as usize..(at + PAGE) as usize;
+            let whole = node.whole.write().unwrap();
+            node.truth.write_all_at(&new[page.clone()], at).unwrap();
+            drop(whole);
+            spool.write_all_at(&new[page], at).unwrap();
+        }
+        if invalidate {
+            served.notifier.inval_inode(INodeNo(nodeid), 0, 0).unwrap();
+        }
+        changes.complete.store(version, Ordering::SeqCst);
+        let at = served.snapshot();
+        for end in (1..=6).map(|part| part * SIZE / 6) {
+            backing.extend(0..end, at).unwrap();
+            thread::sleep(Duration::from_micros(300));
+        }
+    }
+    changes.over.store(true, Ordering::Relaxed);
+    for (way, reader) in running {
+        let count = reader.join().unwrap();
+        assert!(count > 10, "{way}: {count}");
+        println!("{way}: {count}");
+    }
+    let (filled, upcalls) = (served.filled(), served.upcalls());
+    println!("{version} versions, {filled} filled, {upcalls} upcalls");
+    assert!(enough(version));
+}
+
+#[test]
+fn own_files_with_pages_invalidated() {
+    race(OWN, true);
+}
+
+#[test]
+fn copies_with_pages_invalidated() {
+    race(COPY, true);
+}
+
+#[test]
+fn own_files_read_directly() {
+    race(OWN, false);
+}
+
+#[test]
+fn copies_read_directly() {
+    race(COPY, false);
+}
