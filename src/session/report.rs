@@ -46,7 +46,8 @@ impl Facts {
                 },
             };
             row.errors = errors.get(opcode).copied();
-            if row.upcalls > 0 || row.requests.is_some_and(|requests| requests > 0) {
+            let seen = [Some(row.upcalls), row.requests, row.kept];
+            if seen.into_iter().flatten().any(|count| count > 0) {
                 let name = u32::try_from(opcode).ok().and_then(abi::opcode_name);
                 opcodes.insert(name.map_or_else(|| opcode.to_string(), str::to_owned), row);
             }
