@@ -6,6 +6,7 @@
 
 enum {
 	EIO = 5,
+	ERANGE = 34,
 	FUSE_FORGET = 2,
 };
 
@@ -26,6 +27,14 @@ struct {
 	__type(key, __u64);
 	__type(value, struct extfuse_attr_row);
 } attr_map SEC(".maps");
+
+/* (nodeid, name) -> extended attribute; nodeid -> their names. Written by the daemon, evicted at will. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 32768);
+	__type(key, struct extfuse_xattr_key);
+	__type(value, struct extfuse_xattr);
+} xattr_map SEC(".maps");
 
 /*
  * opcode -> program that answers its requests; an empty slot is an upcall. Filled by the daemon, with
@@ -85,12 +94,14 @@ struct extfuse_abi {
 	enum extfuse_counter counter;
 	enum extfuse_miss miss;
 	enum extfuse_backing_op backing_op;
+	enum extfuse_xattr_class xattr_class;
 } *extfuse_abi;
 
 #include "rows.h"
 #include "attr.h"
 #include "lookup.h"
 #include "data.h"
+#include "xattr.h"
 
 /* Every request: to the handler of its opcode, else up. */
 SEC("struct_ops/request")

@@ -157,7 +157,7 @@ struct extfuse_stamps {
 /* What a slot stands for, beside the entry slots, which have a hash. */
 enum extfuse_slot_kind {
 	EXTFUSE_SLOT_ATTR = 1, /* a node's attributes */
-	EXTFUSE_SLOT_XATTR = 2, /* its extended attributes and ACLs */
+	EXTFUSE_SLOT_XATTR = 2, /* its extended attributes and ACLs; of node 0: anybody's */
 	EXTFUSE_SLOT_DATA = 3, /* its data; a directory's listing */
 	EXTFUSE_SLOT_DIR = 4, /* every name in this directory */
 	EXTFUSE_SLOT_NODE = 5, /* what the nodeid stands for: forgotten, reused */
@@ -240,6 +240,49 @@ struct extfuse_attr_row {
 	struct extfuse_attr attr;
 };
 
+/*
+ * What tells of names that a node has no extended attribute of, in byte `class`
+ * of `says`: the errno that GETXATTR gives for it, 0 if that is not known.
+ * Classes are of names that a file system cannot have without listing them.
+ */
+enum extfuse_xattr_class {
+	EXTFUSE_XATTR_USER = 0, /* user.* */
+	EXTFUSE_XATTR_TRUSTED = 1, /* trusted.* */
+	EXTFUSE_XATTR_CAPABILITY = 2, /* security.capability */
+	EXTFUSE_XATTR_ACL = 3, /* system.posix_acl_access, system.posix_acl_default */
+	EXTFUSE_XATTR_CLASSES = 4,
+};
+
+/* Other bits of extfuse_xattr.says */
+#define EXTFUSE_XATTR_ERRNO_MASK 0xffULL /* a row of a value: the errno instead of it, 0 if there is one */
+#define EXTFUSE_XATTR_LISTED (1ULL << 32) /* the names are what LISTXATTR answers, whoever asks */
+#define EXTFUSE_XATTR_DATA (1ULL << 33) /* a change of the node's data may change it */
+
+#define EXTFUSE_XATTR_VALUE_MAX 128 /* bytes of a value that a row can hold */
+#define EXTFUSE_XATTR_NAME_MAX 72 /* ... of the name of a value */
+#define EXTFUSE_XATTR_NAMES_MAX 200 /* ... of all names of a node, each with its NUL */
+
+/*
+ * xattr_map. A row with hash 0 holds the names of all extended attributes of a
+ * node. With nodeid 0 as well it speaks for every node, and depends on slot
+ * XATTR of node 0.
+ */
+struct extfuse_xattr_key {
+	__u64 nodeid;
+	__u64 hash; /* SipHash-2-4 of the name under the connection's key; 0: the names */
+};
+
+struct extfuse_xattr {
+	__u64 check;
+	__u64 stamp;
+	__u64 expires;
+	__u64 says; /* errnos by class, or of the value; EXTFUSE_XATTR_* */
+	__u64 count; /* answers given from this row */
+	__u64 size; /* bytes of the value, or of the names */
+	__u64 name_len; /* 0 in a row of names */
+	__u8 bytes[200]; /* the names; or the value, and the name behind EXTFUSE_XATTR_VALUE_MAX; zero-padded */
+};
+
 /* Why a handler had no answer: misses, key = opcode * EXTFUSE_MISSES + reason. */
 enum extfuse_miss {
 	EXTFUSE_MISS_ABSENT = 0, /* no row */
@@ -293,6 +336,34 @@ static inline __u64 extfuse_attr_mix(__u64 nodeid, __u64 stamp, __u64 expires, _
 static inline __u64 extfuse_attr_check(__u64 nodeid, const struct extfuse_attr_row *row)
 {
 	return extfuse_attr_mix(nodeid, row->stamp, row->expires, row->flags, &row->attr);
+}
+
+/*
+ * check of an xattr row: mix over nodeid, hash, stamp, expires, says, size,
+ * name_len, then the 8-byte words of bytes.
+ */
+static inline __u64 extfuse_xattr_mix(const struct extfuse_xattr_key *key, const struct extfuse_xattr *row)
+{
+	__u64 h = EXTFUSE_MIX_SEED;
+
+	h = EXTFUSE_MIX(h, key->nodeid);
+	h = EXTFUSE_MIX(h, key->hash);
+	h = EXTFUSE_MIX(h, row->stamp);
+	h = EXTFUSE_MIX(h, row->expires);
+	h = EXTFUSE_MIX(h, row->says);
+	h = EXTFUSE_MIX(h, row->size);
+	return EXTFUSE_MIX(h, row->name_len);
+}
+
+static inline __u64 extfuse_xattr_check(const struct extfuse_xattr_key *key, const struct extfuse_xattr *row)
+{
+	const __u64 *word = (const __u64 *)row->bytes;
+	__u64 h = extfuse_xattr_mix(key, row);
+	int i;
+
+	for (i = 0; i < (int)(sizeof(row->bytes) / 8); i++)
+		h = EXTFUSE_MIX(h, word[i]);
+	return h;
 }
 
 /*

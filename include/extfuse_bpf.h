@@ -55,6 +55,11 @@ extern int bpf_extfuse_name_is(struct extfuse_ctx *ctx, __u32 which, void *name,
 			       __u32 len) __ksym;
 extern int bpf_extfuse_current(struct extfuse_ctx *ctx, __u32 slot, __u64 stamp) __ksym;
 extern int bpf_extfuse_keep(struct extfuse_ctx *ctx, __u32 what, __u64 stamp, __u64 expires) __ksym;
+extern int bpf_extfuse_xattr_class(struct extfuse_ctx *ctx, __u32 which) __ksym;
+extern int bpf_extfuse_name_in(struct extfuse_ctx *ctx, __u32 which, void *names, __u32 names__sz,
+			       __u32 len) __ksym;
+extern int bpf_extfuse_keep_absent(struct extfuse_ctx *ctx, __u64 nodeid, __u64 stamp, __u64 expires,
+				   __u64 says) __ksym;
 extern void bpf_extfuse_private(struct extfuse_ctx *ctx) __ksym;
 extern void bpf_extfuse_set_cookie(struct extfuse_ctx *ctx, __u64 cookie) __ksym;
 extern void bpf_extfuse_enosys(struct extfuse_ctx *ctx) __ksym;

@@ -54,6 +54,8 @@ static void node_changed(struct extfuse_conn *ext, u64 nodeid, bool gone)
 		/* Also as a directory: names in another one of this nodeid are other names. */
 		add(&change, nodeid, EXTFUSE_SLOT_NODE);
 		add(&change, nodeid, EXTFUSE_SLOT_DIR);
+	} else {
+		add(&change, 0, EXTFUSE_SLOT_XATTR);
 	}
 	extfuse_changed(ext, &change);
 }

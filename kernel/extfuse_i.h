@@ -10,6 +10,7 @@
 #include <linux/fs.h>
 #include <linux/jiffies.h>
 #include <linux/percpu.h>
+#include <linux/posix_acl.h>
 #include <linux/siphash.h>
 #include <linux/timekeeping.h>
 #include <linux/types.h>
@@ -80,6 +81,22 @@ bool extfuse_entry_kept(const struct dentry *entry, u64 time);
 bool extfuse_attr_kept(struct inode *inode, u64 time);
 void extfuse_keep_attr(struct inode *inode, const struct fuse_args *args, u64 version);
 u64 extfuse_keep_entry(struct dentry *entry, const struct fuse_args *args);
+
+bool extfuse_kept_at(const struct extfuse_conn *ext, u64 time, u64 stamp);
+u64 extfuse_keep_time(u32 slot, u64 expires);
+
+/* absent.c */
+int extfuse_absent_xattr(struct inode *inode, const char *name);
+bool extfuse_no_xattrs(struct inode *inode);
+bool extfuse_no_acl(struct inode *inode, int type);
+
+/* With stamps no ACL is cached, see absent.c; and forgetting one would allow it again. */
+static inline void extfuse_forget_acls(struct inode *inode)
+{
+	if (!get_fuse_conn(inode)->ext)
+		forget_all_cached_acls(inode);
+}
+#define forget_all_cached_acls extfuse_forget_acls
 
 static inline bool extfuse_entry_expired(const struct dentry *entry, u64 time)
 {
@@ -303,6 +320,8 @@ bool extfuse_fill_from_backing(struct extfuse_conn *ext, struct fuse_args *args,
 bool extfuse_backing_of(struct inode *inode, struct file **file);
 
 bool extfuse_fill_ctx(struct fuse_conn *fc, const struct fuse_args *args, struct extfuse_call *call);
+int extfuse_xattr_class(const char *name);
+int extfuse_keep_xattrs(struct extfuse_call *call, u64 nodeid, u64 stamp, u64 expires, u64 says);
 int extfuse_may_keep(struct extfuse_call *call, u32 what, u64 stamp, u64 expires);
 int extfuse_run_request(struct extfuse_conn *ext, struct extfuse_call *call, u64 *attach);
 void extfuse_charge(struct extfuse_conn *ext, u64 attach, u32 opcode, u32 errors, const char *what);

@@ -16,7 +16,7 @@
 
 #define SLOT_MASK (EXTFUSE_SLOTS - 1ULL)
 
-static bool current_at(const struct extfuse_conn *ext, u64 time, u64 stamp)
+bool extfuse_kept_at(const struct extfuse_conn *ext, u64 time, u64 stamp)
 {
 	return (time & ~EXTFUSE_KEPT) >> EXTFUSE_SLOT_BITS > get_jiffies_64() &&
 	       extfuse_current(ext, time & SLOT_MASK, stamp);
@@ -35,7 +35,7 @@ bool extfuse_entry_kept(const struct dentry *entry, u64 time)
 	rcu_read_lock();
 	dir = d_inode_rcu(READ_ONCE(entry->d_parent));
 	if (likely(dir))
-		is = current_at(ext, time, stamp) &&
+		is = extfuse_kept_at(ext, time, stamp) &&
 		     extfuse_current(ext, extfuse_node_slot(get_node_id(dir), EXTFUSE_SLOT_DIR), stamp);
 	rcu_read_unlock();
 	if (is)
@@ -48,14 +48,14 @@ bool extfuse_attr_kept(struct inode *inode, u64 time)
 	struct extfuse_conn *ext = get_fuse_conn(inode)->ext;
 
 	smp_rmb();
-	if (!current_at(ext, time, READ_ONCE(get_fuse_inode(inode)->ext_stamp)))
+	if (!extfuse_kept_at(ext, time, READ_ONCE(get_fuse_inode(inode)->ext_stamp)))
 		return false;
 	extfuse_count(ext, FUSE_GETATTR, EXTFUSE_COUNT_KEPT);
 	return true;
 }
 
 /* The word; 0 if the answer's time is over, or as good as. @expires: boot-time ns */
-static u64 keep_time(u32 slot, u64 expires)
+u64 extfuse_keep_time(u32 slot, u64 expires)
 {
 	u64 until = ~EXTFUSE_KEPT >> EXTFUSE_SLOT_BITS;
 	u64 now;
@@ -93,7 +93,7 @@ int extfuse_may_keep(struct extfuse_call *call, u32 what, u64 stamp, u64 expires
 		return -EINVAL;
 	}
 	args->ext_keep[what].stamp = stamp;
-	args->ext_keep[what].time = keep_time(slot, expires);
+	args->ext_keep[what].time = extfuse_keep_time(slot, expires);
 	return 0;
 }
 

@@ -214,6 +214,70 @@ __bpf_kfunc void bpf_extfuse_private(struct extfuse_ctx *ctx)
 }
 
 /**
+ * bpf_extfuse_xattr_class - which class a name of an extended attribute is of
+ * @ctx: the request
+ * @which: in argument that is a name
+ *
+ * Return: enum extfuse_xattr_class; -1 if none, or if the argument is not a name.
+ */
+__bpf_kfunc int bpf_extfuse_xattr_class(struct extfuse_ctx *ctx, u32 which)
+{
+	const char *name;
+	u32 size;
+
+	name = in_arg(to_call(ctx), which, &size);
+	return name && size && !name[size - 1] ? extfuse_xattr_class(name) : -1;
+}
+
+/**
+ * bpf_extfuse_name_in - is a name among others?
+ * @ctx: the request
+ * @which: in argument that is a name
+ * @names: the others, each with a NUL at its end; must be writable memory
+ * @names__sz: bytes there
+ * @len: how many of them are names
+ *
+ * Return: 0 if it is not; 1 if it is, or if these are no names.
+ */
+__bpf_kfunc int bpf_extfuse_name_in(struct extfuse_ctx *ctx, u32 which, void *names, u32 names__sz, u32 len)
+{
+	const char *arg, *name = names;
+	u32 size, here;
+
+	arg = in_arg(to_call(ctx), which, &size);
+	if (!arg || len > names__sz)
+		return 1;
+	for (; len; name += here, len -= here) {
+		here = strnlen(name, len) + 1;
+		if (here > len || (here == size && !memcmp(arg, name, size)))
+			return 1;
+	}
+	return 0;
+}
+
+/**
+ * bpf_extfuse_keep_absent - let the inode keep that it has no extended attributes
+ * @ctx: the request: GETXATTR, LISTXATTR
+ * @nodeid: the request's; 0 if that was said of every node
+ * @stamp: since when it is true
+ * @expires: boot-time ns, or EXTFUSE_NEVER
+ * @says: as in the row
+ *
+ * It is used until then, for as long as it is current.
+ *
+ * Return: 0; -EINVAL if the request is not about that.
+ */
+__bpf_kfunc int bpf_extfuse_keep_absent(struct extfuse_ctx *ctx, u64 nodeid, u64 stamp, u64 expires, u64 says)
+{
+	struct extfuse_call *call = to_call(ctx);
+
+	if (!call->args || call->answered || ctx->flags & EXTFUSE_CTX_EVENT ||
+	    extfuse_keep_xattrs(call, nodeid, stamp, expires, says))
+		return misuse(call, -EINVAL, "keeping what was not asked");
+	return 0;
+}
+
+/**
  * bpf_extfuse_set_cookie - leave a word for the reply hook of the same request
  * @ctx: the request
  * @cookie: the word
@@ -269,6 +333,9 @@ BTF_ID_FLAGS(func, bpf_extfuse_name_is, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_current, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_keep, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_private, KF_TRUSTED_ARGS)
+BTF_ID_FLAGS(func, bpf_extfuse_xattr_class, KF_TRUSTED_ARGS)
+BTF_ID_FLAGS(func, bpf_extfuse_name_in, KF_TRUSTED_ARGS)
+BTF_ID_FLAGS(func, bpf_extfuse_keep_absent, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_set_cookie, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_enosys, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_section_read, KF_TRUSTED_ARGS)

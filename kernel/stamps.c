@@ -110,6 +110,13 @@ static void add_node(struct extfuse_change *change, u64 nodeid, u32 kind)
 		extfuse_change_add(change, extfuse_node_slot(nodeid, kind));
 }
 
+/* Of a node, and of node 0: a row may say of every node that it has none. */
+static void add_xattrs(struct extfuse_change *change, u64 nodeid)
+{
+	add_node(change, nodeid, EXTFUSE_SLOT_XATTR);
+	extfuse_change_add(change, extfuse_node_slot(0, EXTFUSE_SLOT_XATTR));
+}
+
 static void add_entry(struct extfuse_conn *ext, struct extfuse_change *change, u64 parent,
 		      const struct fuse_in_arg *name)
 {
@@ -133,7 +140,7 @@ static void change_slots(struct extfuse_conn *ext, const struct fuse_args *args,
 	switch (args->opcode) {
 	case FUSE_SETATTR:
 		add_node(change, nodeid, EXTFUSE_SLOT_ATTR);
-		add_node(change, nodeid, EXTFUSE_SLOT_XATTR); /* mode and ACL are one */
+		add_node(change, nodeid, EXTFUSE_SLOT_XATTR); /* mode and ACL are one; but it makes none */
 		if (((const struct fuse_setattr_in *)in)->valid & FATTR_SIZE)
 			add_node(change, nodeid, EXTFUSE_SLOT_DATA);
 		break;
@@ -190,7 +197,7 @@ static void change_slots(struct extfuse_conn *ext, const struct fuse_args *args,
 		break;
 	case FUSE_SETXATTR:
 	case FUSE_REMOVEXATTR:
-		add_node(change, nodeid, EXTFUSE_SLOT_XATTR);
+		add_xattrs(change, nodeid);
 		add_node(change, nodeid, EXTFUSE_SLOT_ATTR);
 		break;
 	default:
@@ -198,7 +205,7 @@ static void change_slots(struct extfuse_conn *ext, const struct fuse_args *args,
 		if (!extfuse_may_change(args->opcode))
 			break;
 		add_node(change, nodeid, EXTFUSE_SLOT_ATTR);
-		add_node(change, nodeid, EXTFUSE_SLOT_XATTR);
+		add_xattrs(change, nodeid);
 		add_node(change, nodeid, EXTFUSE_SLOT_DATA);
 	}
 }

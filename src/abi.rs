@@ -28,7 +28,8 @@ pub use skeleton::types::{
     extfuse_entry_key as EntryKey, extfuse_event as Event, extfuse_exit as Exit, extfuse_fill as Fill,
     extfuse_miss as Miss, extfuse_opcodes as Opcodes, extfuse_section as Section,
     extfuse_sections as Sections, extfuse_setup as Setup, extfuse_slot_kind as SlotKind,
-    extfuse_stamps as StampsLayout, extfuse_status as Status,
+    extfuse_stamps as StampsLayout, extfuse_status as Status, extfuse_xattr as XattrRow,
+    extfuse_xattr_class as XattrClass, extfuse_xattr_key as XattrKey,
 };
 
 /// A FUSE node id: 1 is the root, 0 is no node.
@@ -94,6 +95,18 @@ mirror! {
     NAME_MAX: usize = 255, "EXTFUSE_NAME_MAX";
     /// [`AttrRow::flags`]: reads and writes may go to the backing file.
     ATTR_PASSTHRU: u64 = 1, "EXTFUSE_ATTR_PASSTHRU";
+    /// [`XattrRow::says`] of a value: the errno instead of it.
+    XATTR_ERRNO_MASK: u64 = 0xff, "EXTFUSE_XATTR_ERRNO_MASK";
+    /// [`XattrRow::says`]: the names are what LISTXATTR answers, whoever asks.
+    XATTR_LISTED: u64 = 1 << 32, "EXTFUSE_XATTR_LISTED";
+    /// [`XattrRow::says`]: a change of the node's data may change it.
+    XATTR_DATA: u64 = 1 << 33, "EXTFUSE_XATTR_DATA";
+    /// Longest value that a row can hold, in bytes.
+    XATTR_VALUE_MAX: usize = 128, "EXTFUSE_XATTR_VALUE_MAX";
+    /// Longest name of a value in a row, in bytes.
+    XATTR_NAME_MAX: usize = 72, "EXTFUSE_XATTR_NAME_MAX";
+    /// All names of a node in a row, each with its NUL, in bytes.
+    XATTR_NAMES_MAX: usize = 200, "EXTFUSE_XATTR_NAMES_MAX";
     /// What a check word starts with.
     MIX_SEED: u64 = 0x6578_7466_7573_6531, "EXTFUSE_MIX_SEED";
     /// Bytes that a header, or a footer, may have.
@@ -163,6 +176,8 @@ wire! {
     EntryRow = 7 * 8 + 256;
     Attr = 6 * 8 + 10 * 4;
     AttrRow = 5 * 8 + 88;
+    XattrKey = 2 * 8;
+    XattrRow = 7 * 8 + 200;
     Setup = 2 * 4 + 5 * 8;
     Status = 2 * 4 + 4 * 8 + 16 + 96 + 2 * 4;
     Opcodes = 2 * 8;

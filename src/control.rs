@@ -151,6 +151,8 @@ pub struct Maps {
     pub entries: Fill,
     /// Attributes.
     pub attrs: Fill,
+    /// Extended attributes.
+    pub xattrs: Fill,
     /// Rows that the daemon could not write.
     pub publish_failures: u64,
 }

@@ -15,4 +15,5 @@ pub use cache::{Cache, Key, Snapshot, Validity};
 pub use context::{Capacity, Context};
 pub use maps::Maps;
 pub use object::{OBJECT_MAX, Object, ObjectError};
+pub use row::Absent;
 pub use stamps::Stamps;

@@ -25,10 +25,13 @@ use tempfile::TempDir;
 const LOOKUP: u32 = 1;
 const GETATTR: u32 = 3;
 const READ: u32 = 15;
+const GETXATTR: u32 = 22;
+const LISTXATTR: u32 = 23;
 
 const CAPACITY: Capacity = Capacity {
     entries: 1024,
     attrs: 512,
+    xattrs: 256,
 };
 
 /// A directory on ext4, served by this process with a cache. The programs are there until
@@ -167,7 +170,8 @@ fn names_and_attributes_are_answered_in_the_kernel() {
         );
         let (context, name) = (&mounted.context, name.as_bytes());
         assert!(mounted.cache.entry(NodeId::ROOT, name).unwrap().count >= 1);
-        assert_eq!(context.opcodes().0, 1 << LOOKUP | 1 << GETATTR | 1 << READ);
+        let handled = [LOOKUP, GETATTR, READ, GETXATTR, LISTXATTR].map(|opcode| 1 << opcode);
+        assert_eq!(context.opcodes().0, handled.iter().sum::<u64>());
     }
     let missing = mounted.at.join("missing");
     let look = || assert!(!fs::exists(&missing).unwrap());
@@ -292,7 +296,12 @@ fn the_context_gives_the_program_and_the_maps_of_the_notes() {
         mounted.context.program_fd().as_raw_fd()
     ));
     assert!(info.unwrap().contains("prog_type:"));
-    let types = [MapType::LruHash, MapType::LruHash, MapType::ProgArray];
+    let types = [
+        MapType::LruHash,
+        MapType::LruHash,
+        MapType::LruHash,
+        MapType::ProgArray,
+    ];
     for ((fd, name), map_type) in mounted
         .context
         .map_fds()

@@ -4,7 +4,7 @@
 use std::fs;
 use std::thread;
 
-use extfuse::abi::{self, AttrRow, EntryKey, EntryRow, NodeId};
+use extfuse::abi::{self, AttrRow, EntryKey, EntryRow, NodeId, XattrKey, XattrRow};
 use extfuse::ebpf::context::Error;
 use extfuse::ebpf::{Cache, Capacity, Context, Maps, Stamps, Validity};
 use fuser::{FileAttr, FileType, INodeNo};
@@ -29,10 +29,16 @@ fn lru(name: &str, key: usize, value: usize, entries: u32) -> MapHandle {
     .expect("native tests run as root")
 }
 
+/// With rows that are so many bytes too short.
+fn xattrs(short: usize, entries: u32) -> MapHandle {
+    let (key, row) = (size_of::<XattrKey>(), size_of::<XattrRow>());
+    lru("xattr_map", key, row - short, entries)
+}
+
 fn maps(entries: u32) -> Maps {
     let entry_map = lru("entry_map", size_of::<EntryKey>(), size_of::<EntryRow>(), entries);
     let attr_map = lru("attr_map", size_of::<NodeId>(), size_of::<AttrRow>(), entries);
-    Maps::new(entry_map, attr_map).unwrap()
+    Maps::new(entry_map, attr_map, xattrs(0, entries)).unwrap()
 }
 
 fn attr(ino: u64) -> FileAttr {
@@ -68,6 +74,8 @@ fn rows_come_back_from_bpf_maps_as_published() {
     assert_eq!(cache.entry(NodeId::ROOT, &[0xff; 255]).unwrap().nodeid, 0);
     assert_eq!(cache.attr(NodeId(7)).unwrap().attr.size, 7);
     assert!(cache.attr(NodeId(8)).is_none());
+    cache.publish_xattr(NodeId(7), b"user.a", Ok(b"value"), at, valid);
+    assert_eq!(cache.xattr(NodeId(7), b"user.a"), Some(Ok(b"value".to_vec())));
     cache.invalidate_attr(NodeId(7));
     assert!(cache.attr(NodeId(7)).is_none());
     cache.publish_attr(NodeId(7), &attr(9), true, cache.snapshot(), valid);
@@ -96,7 +104,10 @@ fn full_maps_take_new_rows() {
 fn maps_with_other_rows_are_refused() {
     let entry_map = lru("entry_map", size_of::<EntryKey>(), size_of::<EntryRow>() - 8, 8);
     let attr_map = lru("attr_map", size_of::<NodeId>(), size_of::<AttrRow>(), 8);
-    assert!(Maps::new(entry_map, attr_map).is_err());
+    assert!(Maps::new(entry_map, attr_map, xattrs(0, 8)).is_err());
+    let entry_map = lru("entry_map", size_of::<EntryKey>(), size_of::<EntryRow>(), 8);
+    let attr_map = lru("attr_map", size_of::<NodeId>(), size_of::<AttrRow>(), 8);
+    assert!(Maps::new(entry_map, attr_map, xattrs(8, 8)).is_err());
 }
 
 #[test]

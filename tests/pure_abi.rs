@@ -8,7 +8,7 @@ use std::process::{self, Command, Stdio};
 use std::sync::OnceLock;
 use std::thread;
 
-use extfuse::abi::{self, AttrRow, EntryKey, EntryRow, NodeId, SlotKind, Wire};
+use extfuse::abi::{self, AttrRow, EntryKey, EntryRow, NodeId, SlotKind, Wire, XattrKey, XattrRow};
 use extfuse::ebpf::row;
 use extfuse::ebpf::stamps::Slot;
 use extfuse::sys::device::IOCTLS;
@@ -27,20 +27,25 @@ struct record {
 	struct extfuse_entry_key key;
 	struct extfuse_entry entry;
 	struct extfuse_attr_row attr;
+	struct extfuse_xattr xattr;
 };
 
 int main(int argc, char **argv)
 {
+	struct extfuse_xattr_key key;
 	struct record r;
 
 	if (argc > 1) {
 CONSTANTS
 		return 0;
 	}
-	while (fread(&r, sizeof(r), 1, stdin) == 1)
-		printf("%u %u %llu %llu\n", extfuse_node_slot(r.nodeid, r.kind),
+	while (fread(&r, sizeof(r), 1, stdin) == 1) {
+		key.nodeid = r.nodeid;
+		key.hash = r.key.hash;
+		printf("%u %u %llu %llu %llu\n", extfuse_node_slot(r.nodeid, r.kind),
 		       extfuse_entry_slot(r.key.parent, r.key.hash), extfuse_entry_check(&r.key, &r.entry),
-		       extfuse_attr_check(r.nodeid, &r.attr));
+		       extfuse_attr_check(r.nodeid, &r.attr), extfuse_xattr_check(&key, &r.xattr));
+	}
 	return 0;
 }
 "#;
@@ -127,6 +132,7 @@ struct Record {
     key: [u64; 2],
     entry: Vec<u64>,
     attr: Vec<u64>,
+    xattr: Vec<u64>,
 }
 
 fn record() -> impl Strategy<Value = Record> {
@@ -138,13 +144,15 @@ fn record() -> impl Strategy<Value = Record> {
         any::<[u64; 2]>(),
         words(size_of::<EntryRow>()),
         words(size_of::<AttrRow>()),
+        words(size_of::<XattrRow>()),
     )
-        .prop_map(|(nodeid, kind, key, entry, attr)| Record {
+        .prop_map(|(nodeid, kind, key, entry, attr, xattr)| Record {
             nodeid,
             kind,
             key,
             entry,
             attr,
+            xattr,
         })
 }
 
@@ -164,17 +172,20 @@ proptest! {
             Command::new(compiled()).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut input = Vec::new();
         let mut expected = String::new();
-        for Record { nodeid, kind, key: [parent, hash], entry, attr } in &records {
+        for Record { nodeid, kind, key: [parent, hash], entry, attr, xattr } in &records {
             let key = EntryKey { parent: *parent, hash: *hash };
             let (entry, attr) = (from_words::<EntryRow>(entry), from_words::<AttrRow>(attr));
             input.extend([nodeid.to_ne_bytes(), u64::from(*kind).to_ne_bytes()].as_flattened());
-            input.extend(key.bytes().iter().chain(entry.bytes()).chain(attr.bytes()));
+            let xattr = from_words::<XattrRow>(xattr);
+            let xattr_key = XattrKey { nodeid: *nodeid, hash: *hash };
+            input.extend(key.bytes().iter().chain(entry.bytes()).chain(attr.bytes()).chain(xattr.bytes()));
             expected += &format!(
-                "{} {} {} {}\n",
+                "{} {} {} {} {}\n",
                 Slot::node(NodeId(*nodeid), SlotKind(*kind)).index(),
                 Slot::entry(NodeId(*parent), *hash).index(),
                 row::entry_check(&key, &entry),
                 row::attr_check(NodeId(*nodeid), &attr),
+                row::xattr_check(&xattr_key, &xattr),
             );
         }
         let mut stdin = child.stdin.take().unwrap();

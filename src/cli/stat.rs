@@ -72,6 +72,7 @@ fn table(report: &Report) -> String {
         let fill = |fill: Fill| format!("{} of {}", fill.used, fill.capacity);
         line("names", &fill(maps.entries));
         line("attributes", &fill(maps.attrs));
+        line("xattrs", &fill(maps.xattrs));
         line("not written", &maps.publish_failures.to_string());
     }
     for warning in &report.warnings {

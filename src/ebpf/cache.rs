@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use fuser::FileAttr;
 
-use super::row::{self, boot_time, boot_time_after};
+use super::row::{self, Absent, boot_time, boot_time_after};
 use super::stamps::{Slot, Stamps};
 use super::tables::{InMemory, Tables};
-use crate::abi::{self, AttrRow, EntryKey, EntryRow, NodeId, SlotKind};
+use crate::abi::{self, AttrRow, EntryKey, EntryRow, NodeId, SlotKind, XattrKey, XattrRow};
 
 pub use super::row::Validity;
 pub use super::stamps::{Change, Snapshot};
@@ -42,7 +42,8 @@ pub struct Published {
     pub rows: u64,
     /// Not written: a change came in between, the answer has no validity, or the clock has run out.
     pub stale: u64,
-    /// Not written: nothing that FUSE can ask for (an empty or overlong name, node 0).
+    /// Not written: nothing that FUSE can ask for (an empty or overlong name, node 0), or more than a
+    /// row holds.
     pub refused: u64,
     /// Not written: the map refused. It costs the kernel a question to the daemon, no more.
     pub failed: u64,
@@ -142,6 +143,54 @@ impl Cache {
         self.put(|| self.tables.put_attr(nodeid, &row));
     }
 
+    /// The names of all extended attributes of `nodeid`, each with a NUL at its end; `listed` if they are
+    /// what LISTXATTR answers, whoever asks. Of a name that is not among them, and whose class is in
+    /// `absent`, the kernel knows then that it is absent: that class has to be complete.
+    ///
+    /// Without a nodeid it is said of every node. Any change of extended attributes, of any node,
+    /// takes that back.
+    pub fn publish_xattr_names(
+        &self,
+        nodeid: Option<NodeId>,
+        names: &[u8],
+        absent: Absent,
+        listed: bool,
+        at: Snapshot,
+        valid: Validity,
+    ) {
+        if nodeid == Some(NodeId(0)) {
+            return count(&self.refused);
+        }
+        let key = XattrKey {
+            nodeid: nodeid.map_or(0, |nodeid| nodeid.0),
+            hash: 0,
+        };
+        self.publish_xattr_row(&key, at, valid, |stamp, expires| {
+            row::names_row(&key, names, absent, listed, stamp, expires)
+        });
+    }
+
+    /// What GETXATTR of a name answers, whoever asks: the value, or an errno.
+    pub fn publish_xattr(
+        &self,
+        nodeid: NodeId,
+        name: &[u8],
+        value: Result<&[u8], i32>,
+        at: Snapshot,
+        valid: Validity,
+    ) {
+        if nodeid.0 == 0 {
+            return count(&self.refused);
+        }
+        let key = XattrKey {
+            nodeid: nodeid.0,
+            hash: row::name_hash(self.key, name),
+        };
+        self.publish_xattr_row(&key, at, valid, |stamp, expires| {
+            row::value_row(&key, name, value, stamp, expires)
+        });
+    }
+
     /// A name changed behind the kernel's back.
     pub fn invalidate_entry(&self, parent: NodeId, name: &[u8]) {
         self.invalidate(&[Key::Entry(parent, name)]);
@@ -237,6 +286,80 @@ impl Cache {
         (proven && self.serves(&attr_slots(nodeid), row.stamp, row.expires)).then_some(row)
     }
 
+    /// What a GETXATTR of the name would be answered now; `None` if the daemon would be asked.
+    #[must_use]
+    pub fn xattr(&self, nodeid: NodeId, name: &[u8]) -> Option<Result<Vec<u8>, i32>> {
+        let class = row::xattr_class(name);
+        let absent = [nodeid, NodeId(0)].into_iter().find_map(|of| {
+            let row = self.xattr_names(of, nodeid)?;
+            let listed = names(&row).split(|byte| *byte == 0).any(|listed| listed == name);
+            row::absent_errno(&row, class?).filter(|_| !listed)
+        });
+        if let Some(errno) = absent {
+            return Some(Err(errno));
+        }
+        let key = XattrKey {
+            nodeid: nodeid.0,
+            hash: row::name_hash(self.key, name),
+        };
+        let row = self.xattr_row(&key, nodeid)?;
+        let size = usize::try_from(row.size).ok()?;
+        let known = row.bytes[abi::XATTR_VALUE_MAX..].get(..usize::try_from(row.name_len).ok()?)?;
+        if known != name {
+            return None;
+        }
+        Some(match (row.says & abi::XATTR_ERRNO_MASK) as i32 {
+            0 => Ok(row.bytes.get(..size)?.to_vec()),
+            errno => Err(errno),
+        })
+    }
+
+    /// What a LISTXATTR would be answered now; `None` if the daemon would be asked.
+    #[must_use]
+    pub fn xattr_list(&self, nodeid: NodeId) -> Option<Vec<u8>> {
+        [nodeid, NodeId(0)].into_iter().find_map(|of| {
+            let row = self.xattr_names(of, nodeid)?;
+            (row.says & abi::XATTR_LISTED != 0).then(|| names(&row).to_vec())
+        })
+    }
+
+    /// The names that are known of a node, or, of node 0, of every node, if that holds for `asked`.
+    fn xattr_names(&self, of: NodeId, asked: NodeId) -> Option<XattrRow> {
+        let key = XattrKey {
+            nodeid: of.0,
+            hash: 0,
+        };
+        self.xattr_row(&key, asked)
+    }
+
+    fn xattr_row(&self, key: &XattrKey, asked: NodeId) -> Option<XattrRow> {
+        let row = self.tables.xattr(key).ok()??;
+        let slots = xattr_slots(NodeId(key.nodeid), asked);
+        let needed = match row.says & abi::XATTR_DATA {
+            0 => &slots[..2],
+            _ => &slots[..],
+        };
+        let proven = row.check == row::xattr_check(key, &row);
+        (proven && self.serves(needed, row.stamp, row.expires)).then_some(row)
+    }
+
+    fn publish_xattr_row(
+        &self,
+        key: &XattrKey,
+        at: Snapshot,
+        valid: Validity,
+        row: impl FnOnce(u64, u64) -> Option<XattrRow>,
+    ) {
+        let node = NodeId(key.nodeid);
+        let Some(stamp) = self.publishable(&xattr_slots(node, node)[..2], at, valid) else {
+            return;
+        };
+        match row(stamp, valid.expires()) {
+            Some(row) => self.put(|| self.tables.put_xattr(key, &row)),
+            None => count(&self.refused),
+        }
+    }
+
     fn publish_name(
         &self,
         parent: NodeId,
@@ -300,12 +423,18 @@ impl Cache {
     }
 
     /// The slots that a change of `key` touches, and how many of the array they are.
-    fn slots(&self, key: &Key<'_>) -> ([Slot; 5], usize) {
-        let one = |slot| ([slot; 5], 1);
+    fn slots(&self, key: &Key<'_>) -> ([Slot; 6], usize) {
+        let one = |slot| ([slot; 6], 1);
+        // What is said of the extended attributes of every node.
+        let any_xattr = Slot::node(NodeId(0), SlotKind::EXTFUSE_SLOT_XATTR);
         match *key {
             Key::Entry(parent, name) => one(Slot::entry(parent, row::name_hash(self.key, name))),
             Key::Attr(nodeid) => one(Slot::node(nodeid, SlotKind::EXTFUSE_SLOT_ATTR)),
-            Key::Xattr(nodeid) => one(Slot::node(nodeid, SlotKind::EXTFUSE_SLOT_XATTR)),
+            Key::Xattr(nodeid) => {
+                let (mut slots, _) = one(any_xattr);
+                slots[1] = Slot::node(nodeid, SlotKind::EXTFUSE_SLOT_XATTR);
+                (slots, 2)
+            }
             Key::Data(nodeid) => one(Slot::node(nodeid, SlotKind::EXTFUSE_SLOT_DATA)),
             Key::Dir(nodeid) => one(Slot::node(nodeid, SlotKind::EXTFUSE_SLOT_DIR)),
             Key::Node(nodeid) => {
@@ -316,7 +445,11 @@ impl Cache {
                     SlotKind::EXTFUSE_SLOT_DATA,
                     SlotKind::EXTFUSE_SLOT_DIR,
                 ];
-                (kinds.map(|kind| Slot::node(nodeid, kind)), kinds.len())
+                let mut slots = [any_xattr; 6];
+                for (slot, kind) in slots[1..].iter_mut().zip(kinds) {
+                    *slot = Slot::node(nodeid, kind);
+                }
+                (slots, slots.len())
             }
             Key::All => one(Slot::CONNECTION),
         }
@@ -341,6 +474,21 @@ fn attr_slots(nodeid: NodeId) -> [Slot; 3] {
         Slot::node(nodeid, SlotKind::EXTFUSE_SLOT_NODE),
         Slot::CONNECTION,
     ]
+}
+
+/// What a row of extended attributes of a node, or of every node, depends on, when it is asked for
+/// `asked`; the last one only if the data may change it.
+fn xattr_slots(of: NodeId, asked: NodeId) -> [Slot; 3] {
+    [
+        Slot::node(of, SlotKind::EXTFUSE_SLOT_XATTR),
+        Slot::CONNECTION,
+        Slot::node(asked, SlotKind::EXTFUSE_SLOT_DATA),
+    ]
+}
+
+/// The names in a row whose check holds.
+fn names(row: &XattrRow) -> &[u8] {
+    row.bytes.get(..row.size as usize).unwrap_or_default()
 }
 
 fn count(counter: &atomic::AtomicU64) {

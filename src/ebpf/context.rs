@@ -76,13 +76,15 @@ impl Error {
 }
 
 /// How many rows the maps hold. The kernel allocates them at once (an entry takes about 400 bytes,
-/// attributes about 200), and evicts the least recently used when they are full.
+/// attributes about 200, an extended attribute about 350), and evicts the least recently used when they are full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
     /// Rows of `entry_map`.
     pub entries: u32,
     /// Rows of `attr_map`.
     pub attrs: u32,
+    /// Rows of `xattr_map`: one for the names of each node, and one for each value.
+    pub xattrs: u32,
 }
 
 impl Default for Capacity {
@@ -90,6 +92,7 @@ impl Default for Capacity {
         Self {
             entries: 65536,
             attrs: 65536,
+            xattrs: 32768,
         }
     }
 }
@@ -101,6 +104,8 @@ pub struct Fill {
     pub entries: u64,
     /// Rows of `attr_map`, stale ones included.
     pub attrs: u64,
+    /// Rows of `xattr_map`, stale ones included.
+    pub xattrs: u64,
     /// How many there can be.
     pub capacity: Capacity,
 }
@@ -135,6 +140,7 @@ struct Programs {
 struct Rows {
     entries: MapHandle,
     attrs: MapHandle,
+    xattrs: MapHandle,
     misses: MapHandle,
     /// Other authors' handlers call it.
     defaults: MapHandle,
@@ -188,7 +194,11 @@ impl Context {
             handlers: false,
             gate: true,
         };
-        let nothing = Capacity { entries: 1, attrs: 1 };
+        let nothing = Capacity {
+            entries: 1,
+            attrs: 1,
+            xattrs: 1,
+        };
         Self::new(wanted, nothing, Some(gate))
     }
 
@@ -197,10 +207,12 @@ impl Context {
         let mut open = open(&mut storage)?;
         open.maps.entry_map.set_max_entries(capacity.entries)?;
         open.maps.attr_map.set_max_entries(capacity.attrs)?;
+        open.maps.xattr_map.set_max_entries(capacity.xattrs)?;
         let (mut skeleton, programs) = load(open, wanted)?;
         let rows = Rows {
             entries: MapHandle::try_from(&skeleton.maps.entry_map)?,
             attrs: MapHandle::try_from(&skeleton.maps.attr_map)?,
+            xattrs: MapHandle::try_from(&skeleton.maps.xattr_map)?,
             misses: MapHandle::try_from(&skeleton.maps.misses)?,
             defaults: MapHandle::try_from(&skeleton.maps.defaults)?,
         };
@@ -232,6 +244,7 @@ impl Context {
         let mut open = open(&mut storage)?;
         open.maps.entry_map.reuse_fd(self.rows.entries.as_fd())?;
         open.maps.attr_map.reuse_fd(self.rows.attrs.as_fd())?;
+        open.maps.xattr_map.reuse_fd(self.rows.xattrs.as_fd())?;
         open.maps.misses.reuse_fd(self.rows.misses.as_fd())?;
         open.maps.defaults.reuse_fd(self.rows.defaults.as_fd())?;
         let (mut skeleton, programs) = load(open, self.wanted)?;
@@ -315,18 +328,19 @@ impl Context {
         self.programs.request.as_fd()
     }
 
-    /// The maps: `entry_map`, `attr_map`, and the handlers by opcode.
+    /// The maps: `entry_map`, `attr_map`, `xattr_map`, and the handlers by opcode.
     #[must_use]
-    pub fn map_fds(&self) -> [BorrowedFd<'_>; 3] {
+    pub fn map_fds(&self) -> [BorrowedFd<'_>; 4] {
         [
             self.rows.entries.as_fd(),
             self.rows.attrs.as_fd(),
+            self.rows.xattrs.as_fd(),
             self.programs.handlers.as_fd(),
         ]
     }
 
     /// The names of [`map_fds`](Self::map_fds).
-    pub const MAP_NAMES: [&'static str; 3] = ["entry_map", "attr_map", "handlers"];
+    pub const MAP_NAMES: [&'static str; 4] = ["entry_map", "attr_map", "xattr_map", "handlers"];
 
     /// Bitmaps of the opcodes that have a handler of requests, and of replies.
     #[must_use]
@@ -344,6 +358,7 @@ impl Context {
         Ok(Maps::new(
             MapHandle::try_from(&self.rows.entries)?,
             MapHandle::try_from(&self.rows.attrs)?,
+            MapHandle::try_from(&self.rows.xattrs)?,
         )?)
     }
 
@@ -355,9 +370,11 @@ impl Context {
         Fill {
             entries: used(&self.rows.entries),
             attrs: used(&self.rows.attrs),
+            xattrs: used(&self.rows.xattrs),
             capacity: Capacity {
                 entries: self.rows.entries.max_entries(),
                 attrs: self.rows.attrs.max_entries(),
+                xattrs: self.rows.xattrs.max_entries(),
             },
         }
     }

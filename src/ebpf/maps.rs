@@ -7,30 +7,36 @@ use libbpf_rs::{ErrorKind, MapCore, MapFlags, MapHandle};
 use plain::Plain;
 
 use super::tables::Tables;
-use crate::abi::{AttrRow, EntryKey, EntryRow, NodeId, Wire};
+use crate::abi::{AttrRow, EntryKey, EntryRow, NodeId, Wire, XattrKey, XattrRow};
 
-/// `entry_map` and `attr_map` of a [`Context`](super::Context). They hold descriptors of their
+/// `entry_map`, `attr_map` and `xattr_map` of a [`Context`](super::Context). They hold descriptors of their
 /// own: writing to maps that no program reads any more does no harm.
 #[derive(Debug)]
 pub struct Maps {
     entries: MapHandle,
     attrs: MapHandle,
+    xattrs: MapHandle,
 }
 
 impl Maps {
-    /// The two maps, if keys and values have the sizes of the contract.
+    /// The maps, if keys and values have the sizes of the contract.
     ///
     /// # Errors
     ///
     /// `InvalidInput` if they have not.
-    pub fn new(entries: MapHandle, attrs: MapHandle) -> io::Result<Self> {
+    pub fn new(entries: MapHandle, attrs: MapHandle, xattrs: MapHandle) -> io::Result<Self> {
         let fits = |map: &MapHandle, key: usize, value: usize| {
             (map.key_size() as usize, map.value_size() as usize) == (key, value)
         };
         if fits(&entries, size_of::<EntryKey>(), size_of::<EntryRow>())
             && fits(&attrs, size_of::<NodeId>(), size_of::<AttrRow>())
+            && fits(&xattrs, size_of::<XattrKey>(), size_of::<XattrRow>())
         {
-            Ok(Self { entries, attrs })
+            Ok(Self {
+                entries,
+                attrs,
+                xattrs,
+            })
         } else {
             Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -55,6 +61,14 @@ impl Tables for Maps {
 
     fn attr(&self, nodeid: NodeId) -> io::Result<Option<AttrRow>> {
         get(&self.attrs, &nodeid.0.to_ne_bytes())
+    }
+
+    fn put_xattr(&self, key: &XattrKey, row: &XattrRow) -> io::Result<()> {
+        put(&self.xattrs, key.bytes(), row)
+    }
+
+    fn xattr(&self, key: &XattrKey) -> io::Result<Option<XattrRow>> {
+        get(&self.xattrs, key.bytes())
     }
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The rows of `entry_map` and `attr_map`, and what they prove about themselves.
+//! The rows of `entry_map`, `attr_map` and `xattr_map`, and what they prove about themselves.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -7,7 +7,7 @@ use fuser::{FileAttr, FileType};
 use nix::time::{ClockId, clock_gettime};
 use siphasher::sip::SipHasher24;
 
-use crate::abi::{self, Attr, AttrRow, EntryKey, EntryRow, NodeId, Wire};
+use crate::abi::{self, Attr, AttrRow, EntryKey, EntryRow, NodeId, Wire, XattrClass, XattrKey, XattrRow};
 
 /// How long a published row may be served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,15 @@ pub enum Validity {
 }
 
 impl Validity {
+    /// Whether what was found out so long ago still holds.
+    #[must_use]
+    pub fn lasts(self, age: Duration) -> bool {
+        match self {
+            Self::UntilChanged => true,
+            Self::For(duration) => age < duration,
+        }
+    }
+
     /// The row's `expires`.
     #[must_use]
     pub fn expires(self) -> u64 {
@@ -122,6 +131,147 @@ pub fn attr_row(nodeid: NodeId, attr: &FileAttr, passthrough: bool, stamp: u64, 
     };
     row.check = attr_check(nodeid, &row);
     row
+}
+
+/// The name of a file's capabilities: a change of its data takes them away.
+const CAPABILITY: &[u8] = b"security.capability";
+
+/// The class of a name (`extfuse_xattr_class`): that of names which a file system has to list. None for
+/// others: a security module answers for `security.*`, and some file systems for names of their own.
+#[must_use]
+pub fn xattr_class(name: &[u8]) -> Option<XattrClass> {
+    match name {
+        CAPABILITY => Some(XattrClass::EXTFUSE_XATTR_CAPABILITY),
+        b"system.posix_acl_access" | b"system.posix_acl_default" => Some(XattrClass::EXTFUSE_XATTR_ACL),
+        name if name.starts_with(b"user.") => Some(XattrClass::EXTFUSE_XATTR_USER),
+        name if name.starts_with(b"trusted.") => Some(XattrClass::EXTFUSE_XATTR_TRUSTED),
+        _ => None,
+    }
+}
+
+/// The errnos that GETXATTR gives for names that a node does not have, by class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Absent(u64);
+
+impl Absent {
+    /// For names of no class is it known.
+    pub const UNKNOWN: Self = Self(0);
+
+    /// The same for all classes: `ENODATA`, `EOPNOTSUPP`.
+    #[must_use]
+    pub fn all(errno: i32) -> Self {
+        (0..XattrClass::EXTFUSE_XATTR_CLASSES.0).fold(Self::UNKNOWN, |absent, class| {
+            absent.with(XattrClass(class), errno)
+        })
+    }
+
+    /// Another one for a class; what does not fit into a byte is no such errno, and unknown.
+    #[must_use]
+    pub fn with(self, class: XattrClass, errno: i32) -> Self {
+        let shift = 8 * class.0;
+        let errno = u8::try_from(errno).unwrap_or(0);
+        Self(self.0 & !(0xff << shift) | u64::from(errno) << shift)
+    }
+
+    /// The one for a class.
+    #[must_use]
+    pub fn errno(self, class: XattrClass) -> Option<i32> {
+        let errno = self.0 >> (8 * class.0) & 0xff;
+        (errno != 0).then_some(errno as i32)
+    }
+}
+
+/// What a row of names says of those that are not among them.
+pub(super) fn absent_errno(row: &XattrRow, class: XattrClass) -> Option<i32> {
+    Absent(row.says).errno(class)
+}
+
+/// The check word of a row of extended attributes (`extfuse_xattr_check`).
+#[must_use]
+pub fn xattr_check(key: &XattrKey, row: &XattrRow) -> u64 {
+    let head = [
+        key.nodeid,
+        key.hash,
+        row.stamp,
+        row.expires,
+        row.says,
+        row.size,
+        row.name_len,
+    ];
+    let words = row.bytes.chunks_exact(8);
+    let words = words.map(|word| u64::from_ne_bytes(word.try_into().expect("8 bytes")));
+    head.into_iter().chain(words).fold(abi::MIX_SEED, mix)
+}
+
+/// The row for the names of a node's extended attributes, each with its NUL; `listed` if they are what
+/// LISTXATTR answers whoever asks.
+///
+/// `None` if they are too long for a row.
+#[must_use]
+pub fn names_row(
+    key: &XattrKey,
+    names: &[u8],
+    absent: Absent,
+    listed: bool,
+    stamp: u64,
+    expires: u64,
+) -> Option<XattrRow> {
+    if names.len() > abi::XATTR_NAMES_MAX {
+        return None;
+    }
+    let mut says = absent.0;
+    if listed {
+        says |= abi::XATTR_LISTED;
+    }
+    if names.split(|byte| *byte == 0).any(|name| name == CAPABILITY) {
+        says |= abi::XATTR_DATA;
+    }
+    let mut row = XattrRow {
+        stamp,
+        expires,
+        says,
+        size: names.len() as u64,
+        ..XattrRow::default()
+    };
+    row.bytes[..names.len()].copy_from_slice(names);
+    row.check = xattr_check(key, &row);
+    Some(row)
+}
+
+/// The row for one extended attribute: its value, or the errno of GETXATTR.
+///
+/// `None` if one of them is too long for a row, or the errno is none.
+#[must_use]
+pub fn value_row(
+    key: &XattrKey,
+    name: &[u8],
+    value: Result<&[u8], i32>,
+    stamp: u64,
+    expires: u64,
+) -> Option<XattrRow> {
+    let (value, says) = match value {
+        Ok(value) if name == CAPABILITY => (value, abi::XATTR_DATA),
+        Ok(value) => (value, 0),
+        Err(errno) => (
+            &[][..],
+            u8::try_from(errno).ok().filter(|errno| *errno != 0)?.into(),
+        ),
+    };
+    if name.is_empty() || name.len() > abi::XATTR_NAME_MAX || value.len() > abi::XATTR_VALUE_MAX {
+        return None;
+    }
+    let mut row = XattrRow {
+        stamp,
+        expires,
+        says,
+        size: value.len() as u64,
+        name_len: name.len() as u64,
+        ..XattrRow::default()
+    };
+    row.bytes[..value.len()].copy_from_slice(value);
+    row.bytes[abi::XATTR_VALUE_MAX..][..name.len()].copy_from_slice(name);
+    row.check = xattr_check(key, &row);
+    Some(row)
 }
 
 /// The attributes as the protocol sends them; the same bytes as fuser's replies.

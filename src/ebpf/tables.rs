@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use std::fmt::Debug;
 use std::io;
 
-use crate::abi::{AttrRow, EntryKey, EntryRow, NodeId};
+use crate::abi::{AttrRow, EntryKey, EntryRow, NodeId, XattrKey, XattrRow};
 use crate::sync::{Mutex, PoisonError};
 
-/// `entry_map` and `attr_map`, or what stands in for them. They may forget rows at will.
+/// `entry_map`, `attr_map` and `xattr_map`, or what stands in for them. They may forget rows at will.
 pub trait Tables: Debug + Send + Sync {
     /// Puts a row, in the place of the one that is there.
     ///
@@ -37,6 +37,24 @@ pub trait Tables: Debug + Send + Sync {
     ///
     /// As the kernel gives them.
     fn attr(&self, nodeid: NodeId) -> io::Result<Option<AttrRow>>;
+
+    /// Puts a row, in the place of the one that is there. Tables without extended attributes forget it.
+    ///
+    /// # Errors
+    ///
+    /// As the kernel gives them.
+    fn put_xattr(&self, _key: &XattrKey, _row: &XattrRow) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// The row, which may be stale or, read while it was replaced, fail its check.
+    ///
+    /// # Errors
+    ///
+    /// As the kernel gives them.
+    fn xattr(&self, _key: &XattrKey) -> io::Result<Option<XattrRow>> {
+        Ok(None)
+    }
 }
 
 /// Tables in this process, for a cache that no kernel reads.
@@ -44,6 +62,7 @@ pub trait Tables: Debug + Send + Sync {
 pub struct InMemory {
     entries: Mutex<HashMap<(u64, u64), EntryRow>>,
     attrs: Mutex<HashMap<NodeId, AttrRow>>,
+    xattrs: Mutex<HashMap<(u64, u64), XattrRow>>,
 }
 
 impl Tables for InMemory {
@@ -73,5 +92,16 @@ impl Tables for InMemory {
             .unwrap_or_else(PoisonError::into_inner)
             .get(&nodeid)
             .copied())
+    }
+
+    fn put_xattr(&self, key: &XattrKey, row: &XattrRow) -> io::Result<()> {
+        let mut xattrs = self.xattrs.lock().unwrap_or_else(PoisonError::into_inner);
+        xattrs.insert((key.nodeid, key.hash), *row);
+        Ok(())
+    }
+
+    fn xattr(&self, key: &XattrKey) -> io::Result<Option<XattrRow>> {
+        let xattrs = self.xattrs.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(xattrs.get(&(key.nodeid, key.hash)).copied())
     }
 }

@@ -48,6 +48,7 @@ use self::directory::OpenDir;
 use self::handles::Handles;
 use self::inode_number::InodeNumbers;
 use self::table::NodeTable;
+use self::xattr::Absences;
 use super::Upcalls;
 use crate::abi::NodeId;
 use crate::ebpf::{Cache, Snapshot, Validity};
@@ -141,6 +142,7 @@ pub struct Stack {
     numbers: InodeNumbers,
     files: Handles<OpenFile>,
     dirs: Handles<OpenDir>,
+    absences: Absences,
     upcalls: Arc<Upcalls>,
     /// File systems stacked below and including ours, of which the kernel allows two.
     depth: u32,
@@ -172,6 +174,7 @@ impl Stack {
             numbers: InodeNumbers::new(stat.dev),
             files: Handles::default(),
             dirs: Handles::default(),
+            absences: Absences::default(),
             upcalls: Arc::default(),
             depth: if stacked { 2 } else { 1 },
             passthrough: false,

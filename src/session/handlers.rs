@@ -152,6 +152,7 @@ impl Handlers {
             capacity = Capacity {
                 entries: rows,
                 attrs: rows,
+                xattrs: rows,
             };
         }
         let context = Context::attach(setup.conn, capacity)?;
@@ -316,6 +317,10 @@ impl Handlers {
             attrs: Fill {
                 used: fill.attrs,
                 capacity: fill.capacity.attrs.into(),
+            },
+            xattrs: Fill {
+                used: fill.xattrs,
+                capacity: fill.capacity.xattrs.into(),
             },
             publish_failures: self.cache.published().failed,
         }

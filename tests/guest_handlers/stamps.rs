@@ -26,6 +26,8 @@ const DATA: SlotKind = SlotKind::EXTFUSE_SLOT_DATA;
 const NODE: SlotKind = SlotKind::EXTFUSE_SLOT_NODE;
 const DIR: SlotKind = SlotKind::EXTFUSE_SLOT_DIR;
 const ROOT: u64 = 1;
+/// What is said of the extended attributes of every node.
+const ANY: u64 = 0;
 /// What FORGET changes.
 const FORGOTTEN: [SlotKind; 5] = [ATTR, XATTR, DATA, NODE, DIR];
 
@@ -332,10 +334,9 @@ fn extended_attributes() {
                 .success()
         );
     };
-    bench.changes(&[node(file, &[ATTR, XATTR])], || {
-        attr(&["-n", "user.a", "-v", "b"])
-    });
-    bench.changes(&[node(file, &[ATTR, XATTR])], || attr(&["-x", "user.a"]));
+    let slots = [node(file, &[ATTR, XATTR]), node(ANY, &[XATTR])];
+    bench.changes(&slots, || attr(&["-n", "user.a", "-v", "b"]));
+    bench.changes(&slots, || attr(&["-x", "user.a"]));
 }
 
 #[test]
@@ -350,10 +351,10 @@ fn notifications() {
     let bench = Bench::new();
     let file = bench.file("file");
     let notifier = &bench.mounted.notifier;
-    bench.changes(&[node(file, &[ATTR, XATTR, DATA])], || {
+    bench.changes(&[node(file, &[ATTR, XATTR, DATA]), node(ANY, &[XATTR])], || {
         notifier.inval_inode(INodeNo(file), 0, 0).unwrap()
     });
-    bench.changes(&[node(777, &[ATTR, XATTR, DATA])], || {
+    bench.changes(&[node(777, &[ATTR, XATTR, DATA]), node(ANY, &[XATTR])], || {
         notifier.inval_inode(INodeNo(777), 0, 0).unwrap()
     });
     // The name goes, and with it the node.

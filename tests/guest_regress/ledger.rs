@@ -90,6 +90,7 @@ fn lookups_are_given_back_exactly() {
     let capacity = Capacity {
         entries: 64,
         attrs: 64,
+        xattrs: 64,
     };
     let context = Context::attach(setup.conn, capacity).unwrap();
     let stamps = Stamps::new(device.map_stamps().unwrap());

@@ -56,6 +56,13 @@ pub struct Node {
     key: Key,
 }
 
+impl Node {
+    /// Number of the device that holds it.
+    pub fn dev(&self) -> (u32, u32) {
+        self.key.dev
+    }
+}
+
 impl AsFd for Node {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()

@@ -1,13 +1,27 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Extended attributes. ACLs are among them: the kernel asks for `system.posix_acl_*` like for any other.
+//!
+//! Nothing is published whose answer depends on the caller: GETXATTR is permitted by the kernel before it
+//! is asked, and a list with names in `trusted.` is not published as one.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
+use std::time::Instant;
 
+use fuser::FileType;
 use nix::errno::Errno;
+use nix::sys::statfs::{
+    BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC, fstatfs,
+};
+use parking_lot::Mutex;
 
+use super::table::Node;
 use super::{Result, Stack};
-use crate::abi::NodeId;
+use crate::abi::{self, NodeId, XattrClass};
+use crate::ebpf::row::xattr_class;
+use crate::ebpf::{Absent, Cache, Snapshot, Validity};
 use crate::sys::creds::{Acting, Caller};
 use crate::sys::xattr;
 
@@ -45,6 +59,95 @@ fn without_trusted(names: &[u8]) -> Vec<u8> {
     seen.flatten().copied().collect()
 }
 
+fn get(node: &Node, name: &OsStr, room: u32) -> Result<XattrReply> {
+    if room == 0 {
+        return u32::try_from(xattr::get(node, name, &mut [])?)
+            .map(XattrReply::Size)
+            .map_err(|_| Errno::E2BIG);
+    }
+    let mut value = vec![0; MAX.min(room as usize)];
+    let size = xattr::get(node, name, &mut value)?;
+    value.truncate(size);
+    reply(value, room)
+}
+
+fn list(node: &Node) -> Result<Vec<u8>> {
+    let mut names = vec![0; MAX];
+    let size = xattr::list(node, &mut names)?;
+    names.truncate(size);
+    Ok(names)
+}
+
+fn publish_names(cache: &Cache, node: &Node, names: &[u8], absent: Absent, at: Snapshot, valid: Validity) {
+    let listed = without_trusted(names).len() == names.len();
+    cache.publish_xattr_names(Some(node.id), names, absent, listed, at, valid);
+}
+
+/// Names whose meaning is the kernel's: a file system does not make up values for them.
+fn is_the_kernels(name: &[u8]) -> bool {
+    name == b"security.selinux"
+        || matches!(
+            xattr_class(name),
+            Some(XattrClass::EXTFUSE_XATTR_CAPABILITY | XattrClass::EXTFUSE_XATTR_ACL)
+        )
+}
+
+/// Whether the file system lists all that it has of the classes of [`xattr_class`]. Others may
+/// answer for names that they don't list, as Ceph and many file systems in user space do.
+fn lists_all(fd: impl AsFd) -> bool {
+    let listing = [
+        EXT4_SUPER_MAGIC,
+        XFS_SUPER_MAGIC,
+        BTRFS_SUPER_MAGIC,
+        F2FS_SUPER_MAGIC,
+        TMPFS_MAGIC,
+    ];
+    fstatfs(fd).is_ok_and(|fs| listing.contains(&fs.filesystem_type()))
+}
+
+/// What the file systems of the source answer for names that a file does not have: `ENODATA`, or
+/// `EOPNOTSUPP` for a whole class. That is a matter of the file system, how it is mounted, and the type of
+/// file; so asking for one name of one file tells of all.
+#[derive(Debug, Default)]
+pub(super) struct Absences {
+    /// Innermost lock.
+    known: Mutex<HashMap<Place, Answers>>,
+}
+
+/// Device and type of file.
+type Place = ((u32, u32), FileType);
+
+/// By class: what was answered, and when.
+type Answers = [Option<(Errno, Instant)>; 4];
+
+impl Absences {
+    /// Takes down an answer, and gives what is known with it. For no longer than `valid`: the file system
+    /// may be mounted anew in another way.
+    fn learn(&self, node: &Node, class: XattrClass, errno: Errno, valid: Validity) -> Absent {
+        let mut known = self.known.lock();
+        let answers = known.entry((node.dev(), node.kind)).or_default();
+        if let Some(answer) = answers.get_mut(class.0 as usize) {
+            *answer = Some((errno, Instant::now()));
+        }
+        absent(answers, valid)
+    }
+
+    fn of(&self, node: &Node, valid: Validity) -> Absent {
+        let known = self.known.lock();
+        known
+            .get(&(node.dev(), node.kind))
+            .map_or(Absent::UNKNOWN, |answers| absent(answers, valid))
+    }
+}
+
+fn absent(answers: &Answers, valid: Validity) -> Absent {
+    let answers = (0..).zip(answers);
+    answers.fold(Absent::UNKNOWN, |absent, (class, answer)| match *answer {
+        Some((errno, at)) if valid.lasts(at.elapsed()) => absent.with(XattrClass(class), errno as i32),
+        _ => absent,
+    })
+}
+
 impl Stack {
     /// The value of an attribute; its size if `room`, in bytes, is 0.
     ///
@@ -52,15 +155,45 @@ impl Stack {
     /// `ERANGE` if it is larger than `room`; those of getxattr(2).
     pub fn getxattr(&self, id: NodeId, name: &OsStr, room: u32) -> Result<XattrReply> {
         let node = self.nodes.get(id)?;
-        if room == 0 {
-            return u32::try_from(xattr::get(&*node, name, &mut [])?)
-                .map(XattrReply::Size)
-                .map_err(|_| Errno::E2BIG);
+        let Some((cache, at)) = self.snapshot() else {
+            return get(&node, name, room);
+        };
+        let answer = get(&node, name, room);
+        match &answer {
+            Ok(XattrReply::Data(value)) => self.publish_value(cache, &node, name.as_bytes(), value, at),
+            Ok(XattrReply::Size(_)) => {
+                // The value is asked for next.
+                let mut value = [0; abi::XATTR_VALUE_MAX];
+                if let Ok(size) = xattr::get(&*node, name, &mut value) {
+                    self.publish_value(cache, &node, name.as_bytes(), &value[..size], at);
+                }
+            }
+            Err(errno @ (Errno::ENODATA | Errno::EOPNOTSUPP)) => {
+                self.publish_absence(cache, &node, name.as_bytes(), *errno, at);
+            }
+            Err(_) => {}
         }
-        let mut value = vec![0; MAX.min(room as usize)];
-        let size = xattr::get(&*node, name, &mut value)?;
-        value.truncate(size);
-        reply(value, room)
+        answer
+    }
+
+    fn publish_value(&self, cache: &Cache, node: &Node, name: &[u8], value: &[u8], at: Snapshot) {
+        if is_the_kernels(name) || xattr_class(name).is_some() && lists_all(node) {
+            cache.publish_xattr(node.id, name, Ok(value), at, self.options.validity);
+        }
+    }
+
+    /// A name is absent: with it all others that the file system does not list.
+    fn publish_absence(&self, cache: &Cache, node: &Node, name: &[u8], errno: Errno, at: Snapshot) {
+        let valid = self.options.validity;
+        if let Some(class) = xattr_class(name)
+            && lists_all(node)
+            && let Ok(names) = list(node)
+        {
+            let absent = self.absences.learn(node, class, errno, valid);
+            publish_names(cache, node, &names, absent, at, valid);
+        } else if is_the_kernels(name) {
+            cache.publish_xattr(node.id, name, Err(errno as i32), at, valid);
+        }
     }
 
     /// The names of all attributes that `caller` may see, each with a NUL at its end; their size if `room`, in
@@ -70,9 +203,14 @@ impl Stack {
     /// `ERANGE` if they are larger than `room`; those of listxattr(2).
     pub fn listxattr(&self, id: NodeId, room: u32, caller: Caller) -> Result<XattrReply> {
         let node = self.nodes.get(id)?;
-        let mut names = vec![0; MAX];
-        let size = xattr::list(&*node, &mut names)?;
-        names.truncate(size);
+        let snapshot = self.snapshot();
+        let mut names = list(&node)?;
+        if let Some((cache, at)) = snapshot
+            && lists_all(&*node)
+        {
+            let valid = self.options.validity;
+            publish_names(cache, &node, &names, self.absences.of(&node, valid), at, valid);
+        }
         if caller.uid != 0 {
             names = without_trusted(&names);
         }
