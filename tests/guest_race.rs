@@ -9,7 +9,10 @@
 mod common;
 #[path = "common/guest.rs"]
 mod guest;
+#[path = "common/xattr.rs"]
+mod xattr;
 
+use std::ffi::CStr;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
@@ -18,6 +21,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
 
 use guest::{Random, Tree, WITH_HANDLERS, WITHOUT_HANDLERS, seconds, seed};
 
@@ -44,9 +49,13 @@ enum Kind {
     Directory,
     /// Hard links that come and go: the link count.
     Links,
+    /// An extended attribute, absent at every third version: its value, and whether it is listed.
+    Xattr,
+    /// An access ACL, or none: what it allows nobody.
+    Acl,
 }
 
-const KINDS: [Kind; 10] = [
+const KINDS: [Kind; 12] = [
     Kind::Content,
     Kind::Size,
     Kind::Owner,
@@ -57,7 +66,12 @@ const KINDS: [Kind; 10] = [
     Kind::Presence,
     Kind::Directory,
     Kind::Links,
+    Kind::Xattr,
+    Kind::Acl,
 ];
+
+const XATTR: &CStr = c"user.version";
+const ACL: &CStr = c"system.posix_acl_access";
 
 const PLACES: u64 = 6;
 /// Links come until there are as many more, then go again.
@@ -80,6 +94,34 @@ struct Object {
 fn links(version: u64) -> u64 {
     let phase = version % (2 * LINKS);
     phase.min(2 * LINKS - phase)
+}
+
+/// An ACL that allows uid 65534 as much as `perm` says, as setxattr(2) takes it.
+fn acl(perm: u64) -> Vec<u8> {
+    let mut bytes = 2_u32.to_le_bytes().to_vec();
+    let entries = [
+        (1, 6, u32::MAX),
+        (2, perm as u16, 65534),
+        (4, 0, u32::MAX),
+        (0x10, 7, u32::MAX),
+        (0x20, 0, u32::MAX),
+    ];
+    for (tag, perm, id) in entries {
+        let (tag, perm, id): (u16, u16, u32) = (tag, perm, id);
+        bytes.extend(tag.to_le_bytes());
+        bytes.extend(perm.to_le_bytes());
+        bytes.extend(id.to_le_bytes());
+    }
+    bytes
+}
+
+/// An attribute that is missing is `None`.
+fn attribute(path: &Path, name: &CStr) -> io::Result<Option<Vec<u8>>> {
+    match xattr::get(path, name) {
+        Ok(value) => Ok(Some(value)),
+        Err(Errno::ENODATA) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 fn absent(error: &io::Error) -> bool {
@@ -171,6 +213,10 @@ impl Object {
                     fs::remove_file(self.beside(root, before))
                 }
             }
+            Kind::Xattr if version.is_multiple_of(3) => Ok(xattr::remove(&path, XATTR)?),
+            Kind::Xattr => Ok(xattr::set(&path, XATTR, &version.to_ne_bytes())?),
+            Kind::Acl if version.is_multiple_of(8) => Ok(xattr::remove(&path, ACL)?),
+            Kind::Acl => Ok(xattr::set(&path, ACL, &acl(version % 8))?),
         }
     }
 
@@ -223,6 +269,26 @@ impl Object {
                 // Not how many: the call finds the name first, and counts then.
                 let there = unless_absent(stat(self.beside(root, which)))?.is_some();
                 Sight::new(there.into(), move |version| (links(version) >= which).into())
+            }
+            Kind::Xattr if random.below(2) == 0 => {
+                let (size, _) = xattr::list_in(&path, 4096)?;
+                Sight::new(u64::from(size > 0), |version| {
+                    u64::from(!version.is_multiple_of(3))
+                })
+            }
+            Kind::Xattr => {
+                let value = attribute(&path, XATTR)?;
+                let value = value.map_or(Some(0), |value| Some(u64::from_ne_bytes(value.try_into().ok()?)));
+                Sight::new(value.unwrap_or(u64::MAX), |version| match version % 3 {
+                    0 => 0,
+                    _ => version,
+                })
+            }
+            Kind::Acl => {
+                let value = attribute(&path, ACL)?;
+                // Of the second entry, behind a header of 4 bytes.
+                let perm = value.map_or(Some(0), |value| value.get(14).copied());
+                Sight::new(perm.map_or(u64::MAX, u64::from), |version| version % 8)
             }
         })
     }
@@ -376,7 +442,10 @@ fn coherent(arguments: &[&str], usual: u64) -> Tree {
 fn coherent_with_handlers(arguments: &[&str], usual: u64) {
     let tree = coherent(arguments, usual);
     let (lookup, getattr) = (tree.count("LOOKUP"), tree.count("GETATTR"));
-    println!("LOOKUP {lookup:?}\nGETATTR {getattr:?}");
+    let getxattr = tree.count("GETXATTR");
+    println!("LOOKUP {lookup:?}\nGETATTR {getattr:?}\nGETXATTR {getxattr:?}");
+    let xattrs = guest::answered(&getxattr) + getxattr.errno.unwrap();
+    assert!(xattrs > 20, "{getxattr:?}");
     assert!(guest::answered(&lookup) > 100 && guest::answered(&getattr) > 100);
     assert!(lookup.kept.unwrap() > 100 && getattr.kept.unwrap() > 100);
     let program = tree.report().program.unwrap();

@@ -5,12 +5,13 @@
 mod common;
 #[path = "common/guest.rs"]
 mod guest;
+#[path = "common/xattr.rs"]
+mod xattr;
 
 use std::ffi::{CStr, CString};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::process::Command;
@@ -18,6 +19,7 @@ use std::process::Command;
 use nix::errno::Errno;
 
 use crate::guest::{PAST_TTL, Tree, as_nobody};
+use crate::xattr::{get, get_in, list_in, remove, set};
 
 /// Rows of the default time to live would expire between two calls of a slow guest.
 const WITH_HANDLERS: [&[&str]; 2] = [
@@ -30,52 +32,6 @@ const DEFAULT: &CStr = c"system.posix_acl_default";
 const CAPABILITY: &CStr = c"security.capability";
 /// `cap_net_raw+p`, as setcap(8) writes it.
 const CAPABILITIES: [u8; 20] = [1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-
-fn c(path: &Path) -> CString {
-    CString::new(path.as_os_str().as_bytes()).unwrap()
-}
-
-/// The value; of `room` bytes at most, its size if that is 0.
-fn get_in(path: &Path, name: &CStr, room: usize) -> Result<(usize, Vec<u8>), Errno> {
-    let mut value = vec![0; room];
-    // SAFETY: strings with a NUL, and room for `room` bytes.
-    let size = unsafe { libc::lgetxattr(c(path).as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), room) };
-    let size = Errno::result(size)? as usize;
-    value.truncate(size);
-    Ok((size, value))
-}
-
-fn get(path: &Path, name: &CStr) -> Result<Vec<u8>, Errno> {
-    get_in(path, name, 4096).map(|(_, value)| value)
-}
-
-fn list_in(path: &Path, room: usize) -> Result<(usize, Vec<u8>), Errno> {
-    let mut names = vec![0_u8; room];
-    // SAFETY: a string with a NUL, and room for `room` bytes.
-    let size = unsafe { libc::llistxattr(c(path).as_ptr(), names.as_mut_ptr().cast(), room) };
-    let size = Errno::result(size)? as usize;
-    names.truncate(size);
-    Ok((size, names))
-}
-
-fn set(path: &Path, name: &CStr, value: &[u8]) -> Result<(), Errno> {
-    // SAFETY: strings with a NUL, and `value.len()` bytes.
-    let result = unsafe {
-        libc::lsetxattr(
-            c(path).as_ptr(),
-            name.as_ptr(),
-            value.as_ptr().cast(),
-            value.len(),
-            0,
-        )
-    };
-    Errno::result(result).map(drop)
-}
-
-fn remove(path: &Path, name: &CStr) -> Result<(), Errno> {
-    // SAFETY: strings with a NUL.
-    Errno::result(unsafe { libc::lremovexattr(c(path).as_ptr(), name.as_ptr()) }).map(drop)
-}
 
 fn run(command: &str, arguments: &[&str], path: &Path) -> String {
     let output = Command::new(command).args(arguments).arg(path).output().unwrap();
