@@ -2,6 +2,9 @@
 //! The context and the cache with the real module: what is answered in the kernel, and what is not.
 //! Runs in the guest.
 
+#[path = "common/xattr.rs"]
+mod xattr;
+
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -14,11 +17,12 @@ use std::time::Duration;
 use extfuse::abi::{Counter, Counters, Exit, NodeId, Setup};
 use extfuse::ebpf::cache::Published;
 use extfuse::ebpf::context::{Error, Misses};
-use extfuse::ebpf::{Cache, Capacity, Context, Key, Stamps};
+use extfuse::ebpf::{Absent, Cache, Capacity, Context, Key, Stamps, Validity};
 use extfuse::fs::{Stack, StackOptions};
 use extfuse::sys::device::Device;
 use fuser::{Config, Session, SessionACL};
 use libbpf_rs::{MapCore, MapHandle, MapType};
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
 
@@ -398,4 +402,73 @@ fn a_file_whose_row_was_evicted_comes_up_once_and_passes_through_again() {
     }
     assert_eq!(asked() - before.1, 1, "{:?}", mounted.misses(READ));
     assert_eq!(passed() - before.0, 19);
+}
+
+#[test]
+fn attributes_and_acls_from_elsewhere_are_seen_once_they_are_announced() {
+    const ACL: &std::ffi::CStr = c"system.posix_acl_access";
+    let mounted = Mounted::new();
+    let (path, behind) = (mounted.file("file"), mounted.source.join("file"));
+    let node = mounted.node("file");
+    // user::rw-, user:nobody:PERM, group::---, mask::rwx, other::---
+    let acl = |perm| -> Vec<u8> {
+        let header = [2, 0, 0, 0].to_vec();
+        let nobody = [0xfe, 0xff, 0, 0];
+        let entry = |tag: u8, perm: u8, id: [u8; 4]| [&[tag, 0, perm, 0][..], &id].concat();
+        let none = [0xff; 4];
+        [
+            header,
+            entry(1, 6, none),
+            entry(2, perm, nobody),
+            entry(4, 0, none),
+            entry(0x10, 7, none),
+            entry(0x20, 0, none),
+        ]
+        .concat()
+    };
+    for perm in 0..4 {
+        for (name, value) in [(c"user.a", vec![perm]), (ACL, acl(perm))] {
+            let ask = || xattr::get(&path, name);
+            let before = ask();
+            ask().ok();
+            assert_eq!(mounted.counted(GETXATTR, ask).1, 0, "{name:?}");
+            xattr::set(&behind, name, &value).unwrap();
+            assert_eq!(ask(), before, "{name:?}: nobody has told");
+            mounted.cache.invalidate_xattr(node);
+            assert_eq!(ask(), Ok(value), "{name:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_said_of_every_node_holds_until_one_is_changed() {
+    let mounted = Mounted::new();
+    let paths = ["one", "two", "three"].map(|name| mounted.file(name));
+    let ask = |path: &PathBuf| {
+        assert_eq!(xattr::get(path, c"user.a"), Err(Errno::EOPNOTSUPP));
+        assert_eq!(xattr::list_in(path, 10), Ok((0, vec![])));
+    };
+    let publish = || {
+        let absent = Absent::all(libc::EOPNOTSUPP);
+        let (cache, at) = (&mounted.cache, mounted.cache.snapshot());
+        cache.publish_xattr_names(None, b"", absent, true, at, Validity::UntilChanged);
+    };
+    publish();
+    for _ in 0..3 {
+        for path in &paths {
+            assert_eq!(mounted.counted(GETXATTR, || ask(path)).1, 0);
+        }
+    }
+    assert_eq!(mounted.count(LISTXATTR, Counter::EXTFUSE_COUNT_UPCALLS), 0);
+    // Of one: of none is it known any more, kept or not.
+    xattr::set(&paths[0], c"user.b", b"b").unwrap();
+    for path in &paths {
+        assert_eq!(xattr::get(path, c"user.a"), Err(Errno::ENODATA));
+    }
+    // Nothing is known of this one alone.
+    let other = mounted.file("other");
+    publish();
+    ask(&other);
+    mounted.cache.invalidate_xattr(mounted.node("one"));
+    assert_eq!(xattr::get(&other, c"user.a"), Err(Errno::ENODATA));
 }
