@@ -24,6 +24,8 @@ EXTFUSE_HANDLER(handle_read)
 		return EXTFUSE_UPCALL;
 	if (!bpf_extfuse_current(c, extfuse_node_slot(nodeid, EXTFUSE_SLOT_NODE), head.stamp))
 		return miss(c, EXTFUSE_MISS_STALE);
+	if (c->flags & EXTFUSE_CTX_PASSTHRU)
+		bpf_extfuse_keep(c, EXTFUSE_KEEP_PASSTHRU, head.stamp, EXTFUSE_NEVER);
 	__sync_fetch_and_add(&row->count, 1);
 	return EXTFUSE_PASSTHRU;
 }

@@ -102,6 +102,8 @@ struct extfuse_abi {
 #include "lookup.h"
 #include "data.h"
 #include "xattr.h"
+#include "open.h"
+#include "learn.h"
 
 /* Every request: to the handler of its opcode, else up. */
 SEC("struct_ops/request")

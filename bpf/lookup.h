@@ -44,10 +44,9 @@ EXTFUSE_HANDLER(handle_lookup)
 		return miss(c, EXTFUSE_MISS_STALE);
 	if (bpf_extfuse_write_args(c, 0, &answer, sizeof(answer)))
 		return EXTFUSE_UPCALL;
-	if (entry.nodeid) {
-		bpf_extfuse_keep(c, EXTFUSE_KEEP_ENTRY, entry.stamp, entry.expires);
+	bpf_extfuse_keep(c, EXTFUSE_KEEP_ENTRY, entry.stamp, entry.expires);
+	if (entry.nodeid)
 		bpf_extfuse_keep(c, EXTFUSE_KEEP_ATTR, attr.stamp, attr.expires);
-	}
 	__sync_fetch_and_add(&row->count, 1);
 	return EXTFUSE_RETURN;
 }

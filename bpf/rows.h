@@ -14,6 +14,7 @@ struct row_head {
 	__u64 stamp;
 	__u64 expires;
 	__u64 flags;
+	__u64 open;
 };
 
 /* Counts a request that goes up, and why. */
@@ -39,10 +40,12 @@ static __always_inline int copy_attr(__u64 nodeid, struct extfuse_attr_row *from
 	head->stamp = READ_ONCE(from->stamp);
 	head->expires = READ_ONCE(from->expires);
 	head->flags = READ_ONCE(from->flags);
+	head->open = READ_ONCE(from->open);
 #pragma unroll
 	for (i = 0; i < (int)(sizeof(*attr) / 8); i++)
 		copy[i] = source[i];
-	return check == extfuse_attr_mix(nodeid, head->stamp, head->expires, head->flags, attr);
+	return check == extfuse_attr_mix(nodeid, head->stamp, head->expires, head->flags, head->open,
+					 attr);
 }
 
 /* What of a row of entry_map its check covers; the name stays where it is. */

@@ -62,6 +62,7 @@ struct extfuse_ctx {
 	__u64 node3; /* node that a rename replaces or exchanges; 0 if none */
 	__u64 snapshot; /* clock read before the request: the stamp of its answer */
 	__u64 cookie; /* bpf_extfuse_set_cookie() in `request`, seen by `reply` of the same request */
+	__u64 asked; /* `reply`: boot-time ns, before the daemon was asked */
 	__u32 uid; /* caller's fsuid, in the connection's user namespace */
 	__u32 gid; /* caller's fsgid */
 	__u32 pid; /* caller, in the connection's pid namespace */
@@ -117,9 +118,11 @@ struct extfuse_ops {
  */
 #define EXTFUSE_OUT 16
 
-/* bpf_extfuse_keep(): which part of an answer */
+/* bpf_extfuse_keep(), bpf_extfuse_learn(): which part of an answer */
 #define EXTFUSE_KEEP_ENTRY 0
 #define EXTFUSE_KEEP_ATTR 1
+#define EXTFUSE_KEEP_OPEN 2 /* how a file or directory opens: others may be opened so without the daemon */
+#define EXTFUSE_KEEP_PASSTHRU 3 /* READ of a backing file: the verdict */
 
 /*
  * ---- Stamps --------------------------------------------------------------
@@ -229,6 +232,7 @@ struct extfuse_attr {
 
 /* extfuse_attr_row.flags */
 #define EXTFUSE_ATTR_PASSTHRU (1ULL << 0) /* reads and writes may go to the backing file */
+#define EXTFUSE_ATTR_OPEN (1ULL << 1) /* opens for reading may be answered, with `open` */
 
 /* attr_map: key = nodeid */
 struct extfuse_attr_row {
@@ -236,6 +240,7 @@ struct extfuse_attr_row {
 	__u64 stamp;
 	__u64 expires;
 	__u64 flags; /* EXTFUSE_ATTR_* */
+	__u64 open; /* FOPEN_* of fuse_open_out, and its backing_id in the upper half */
 	__u64 count; /* answers given from this row */
 	struct extfuse_attr attr;
 };
@@ -314,10 +319,10 @@ static inline __u64 extfuse_entry_check(const struct extfuse_entry_key *key, con
 }
 
 /*
- * check of an attribute row: mix over nodeid, stamp, expires, flags, then the
- * eleven 8-byte words of attr.
+ * check of an attribute row: mix over nodeid, stamp, expires, flags, open, then
+ * the eleven 8-byte words of attr.
  */
-static inline __u64 extfuse_attr_mix(__u64 nodeid, __u64 stamp, __u64 expires, __u64 flags,
+static inline __u64 extfuse_attr_mix(__u64 nodeid, __u64 stamp, __u64 expires, __u64 flags, __u64 open,
 				     const struct extfuse_attr *attr)
 {
 	const __u64 *word = (const __u64 *)attr;
@@ -328,6 +333,7 @@ static inline __u64 extfuse_attr_mix(__u64 nodeid, __u64 stamp, __u64 expires, _
 	h = EXTFUSE_MIX(h, stamp);
 	h = EXTFUSE_MIX(h, expires);
 	h = EXTFUSE_MIX(h, flags);
+	h = EXTFUSE_MIX(h, open);
 	for (i = 0; i < (int)(sizeof(*attr) / 8); i++)
 		h = EXTFUSE_MIX(h, word[i]);
 	return h;
@@ -335,7 +341,7 @@ static inline __u64 extfuse_attr_mix(__u64 nodeid, __u64 stamp, __u64 expires, _
 
 static inline __u64 extfuse_attr_check(__u64 nodeid, const struct extfuse_attr_row *row)
 {
-	return extfuse_attr_mix(nodeid, row->stamp, row->expires, row->flags, &row->attr);
+	return extfuse_attr_mix(nodeid, row->stamp, row->expires, row->flags, row->open, &row->attr);
 }
 
 /*

@@ -60,6 +60,7 @@ extern int bpf_extfuse_name_in(struct extfuse_ctx *ctx, __u32 which, void *names
 			       __u32 len) __ksym;
 extern int bpf_extfuse_keep_absent(struct extfuse_ctx *ctx, __u64 nodeid, __u64 stamp, __u64 expires,
 				   __u64 says) __ksym;
+extern int bpf_extfuse_learn(struct extfuse_ctx *ctx, __u32 what, __u64 expires) __ksym;
 extern void bpf_extfuse_private(struct extfuse_ctx *ctx) __ksym;
 extern void bpf_extfuse_set_cookie(struct extfuse_ctx *ctx, __u64 cookie) __ksym;
 extern void bpf_extfuse_enosys(struct extfuse_ctx *ctx) __ksym;
@@ -128,6 +129,13 @@ struct extfuse_attr_out {
 	__u32 attr_valid_nsec;
 	__u32 dummy;
 	struct extfuse_attr attr;
+};
+
+/* OPEN, OPENDIR; without an fh, which the module gets when somebody needs one. */
+struct extfuse_open_out {
+	__u64 fh;
+	__u32 open_flags;
+	__s32 backing_id;
 };
 
 #endif /* EXTFUSE_BPF_H */

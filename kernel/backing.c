@@ -16,7 +16,7 @@
  */
 static noinline int ask(struct extfuse_conn *ext, struct fuse_conn *fc, struct inode *inode, u32 opcode)
 {
-	struct fuse_args args = { .opcode = opcode, .nodeid = get_node_id(inode) };
+	struct fuse_args args = { .opcode = opcode, .nodeid = get_node_id(inode), .ext_inode = inode };
 	struct extfuse_call call __uninitialized;
 	u64 attach;
 	int verdict;
@@ -41,6 +41,14 @@ static noinline int ask(struct extfuse_conn *ext, struct fuse_conn *fc, struct i
 	return verdict;
 }
 
+/* A READ handler that has let this node's READs pass through for as long as it is the node. */
+static bool passthru_kept(struct extfuse_conn *ext, struct inode *inode)
+{
+	u64 stamp = READ_ONCE(get_fuse_inode(inode)->ext.passthru_stamp);
+
+	return stamp && extfuse_current(ext, extfuse_node_slot(get_node_id(inode), EXTFUSE_SLOT_NODE), stamp);
+}
+
 static int passthru(struct file *file, u32 opcode)
 {
 	struct inode *inode = file_inode(file);
@@ -50,7 +58,7 @@ static int passthru(struct file *file, u32 opcode)
 
 	if (!ext)
 		return 1;
-	if (READ_ONCE(ext->opcodes) & BIT_ULL(opcode))
+	if (READ_ONCE(ext->opcodes) & BIT_ULL(opcode) && !(opcode == FUSE_READ && passthru_kept(ext, inode)))
 		verdict = ask(ext, fc, inode, opcode);
 	/* What goes up is counted as the request that it then is. */
 	if (verdict) {

@@ -15,9 +15,11 @@
 #include <linux/timekeeping.h>
 #include <linux/types.h>
 #include <uapi/linux/fuse.h>
-#include "extfuse.h"
+#include "extfuse_state.h"
 
 struct bio_vec;
+struct extfuse_call;
+struct extfuse_change;
 struct extfuse_conn;
 struct fuse_args;
 struct fuse_conn;
@@ -80,7 +82,32 @@ int extfuse_copy_withheld(struct fuse_copy_state *cs, struct fuse_req *req);
 bool extfuse_entry_kept(const struct dentry *entry, u64 time);
 bool extfuse_attr_kept(struct inode *inode, u64 time);
 void extfuse_keep_attr(struct inode *inode, const struct fuse_args *args, u64 version);
-u64 extfuse_keep_entry(struct dentry *entry, const struct fuse_args *args);
+void extfuse_keep_attr_locked(struct fuse_inode *fi, const struct fuse_args *args);
+void extfuse_keep_entry(struct dentry *entry, const struct extfuse_keep *kept);
+void extfuse_keep_open(struct extfuse_asked *asked, const struct fuse_args *args, const struct fuse_open_out *out);
+bool extfuse_listing_kept(struct inode *inode);
+bool extfuse_listing_stale(struct inode *inode);
+void extfuse_listing_grows(struct file *file, bool first);
+struct folio *extfuse_listing_folio(struct file *file, loff_t pos);
+
+/* open.c */
+int extfuse_open(struct fuse_mount *fm, u64 nodeid, struct file *file, bool isdir);
+void extfuse_pages_dropped(struct inode *inode, struct fuse_file *ff);
+int extfuse_resolve(struct fuse_args *args);
+void extfuse_released(struct fuse_file *ff);
+bool extfuse_unopened(struct fuse_file *ff, struct fuse_release_in *in);
+bool extfuse_fsync(struct file *file, loff_t start, loff_t end, int datasync, int *err);
+
+static inline bool extfuse_deferred(const struct fuse_file *ff)
+{
+	return test_bit(EXTFUSE_FILE_DEFERRED, &ff->ext.state);
+}
+
+/* Who keeps attributes does not give them back for an access time. */
+static inline bool extfuse_keeps_atime(struct inode *inode)
+{
+	return READ_ONCE(get_fuse_inode(inode)->i_time) & EXTFUSE_KEPT;
+}
 
 bool extfuse_kept_at(const struct extfuse_conn *ext, u64 time, u64 stamp);
 u64 extfuse_keep_time(u32 slot, u64 expires);
@@ -115,6 +142,10 @@ static inline bool extfuse_attr_expired(struct inode *inode)
 }
 
 /* Of fs/fuse, made visible to us by the patch. */
+void fuse_dentry_keep(struct dentry *entry, u64 time);
+int fuse_send_open(struct fuse_mount *fm, u64 nodeid, unsigned int open_flags, int opcode,
+		   struct fuse_open_out *outargp, struct extfuse_asked *asked);
+void fuse_file_put(struct fuse_file *ff, bool sync);
 ssize_t fuse_send_simple(struct mnt_idmap *idmap, struct fuse_mount *fm, struct fuse_args *args);
 ssize_t fuse_direct_read_iter(struct kiocb *iocb, struct iov_iter *to);
 ssize_t fuse_direct_write_iter(struct kiocb *iocb, struct iov_iter *from);
@@ -186,14 +217,17 @@ static inline void extfuse_count(struct extfuse_conn *ext, u32 opcode, enum extf
 /* stamps.c: a change in flight, from its begin to its end. */
 struct extfuse_change {
 	u32 nr;
-	u32 slot[10];
+	u32 slot[12];
+	u64 before[12]; /* what the slots were */
+	u32 alone; /* after its end: bitmap of those that nobody else has changed since */
+	u64 now; /* ... and the clock at it */
 };
 
 bool extfuse_stamps_alloc(struct extfuse_conn *ext);
 void extfuse_stamps_free(struct extfuse_conn *ext);
 void extfuse_change_begin(struct extfuse_conn *ext, const struct fuse_args *args, struct extfuse_change *change);
 void extfuse_change_node(struct extfuse_conn *ext, u64 nodeid, struct extfuse_change *change);
-void extfuse_change_done(struct extfuse_conn *ext, const struct extfuse_change *change);
+void extfuse_change_done(struct extfuse_conn *ext, struct extfuse_change *change);
 void extfuse_change_end_args(struct extfuse_conn *ext, const struct fuse_args *args);
 void extfuse_changed(struct extfuse_conn *ext, const struct extfuse_change *change);
 
@@ -209,7 +243,7 @@ static inline bool extfuse_may_change(u32 opcode)
 	return opcode >= 64 || !(EXTFUSE_CHANGES_NOTHING & BIT_ULL(opcode));
 }
 
-static inline void extfuse_change_end(struct extfuse_conn *ext, const struct extfuse_change *change)
+static inline void extfuse_change_end(struct extfuse_conn *ext, struct extfuse_change *change)
 {
 	if (change->nr)
 		extfuse_change_done(ext, change);
@@ -257,6 +291,7 @@ struct extfuse_call {
 	u32 written; /* bitmap of out arguments */
 	u32 var_len; /* length of the last one, if it is variable */
 	bool answered; /* out arguments hold the daemon's answer and may be read */
+	bool replied; /* the daemon has answered, maybe with an error */
 	bool enosys; /* the handler wants the caller to get ENOSYS */
 	u32 errors;
 	const char *error; /* the last one */
@@ -322,7 +357,17 @@ bool extfuse_backing_of(struct inode *inode, struct file **file);
 bool extfuse_fill_ctx(struct fuse_conn *fc, const struct fuse_args *args, struct extfuse_call *call);
 int extfuse_xattr_class(const char *name);
 int extfuse_keep_xattrs(struct extfuse_call *call, u64 nodeid, u64 stamp, u64 expires, u64 says);
+
+/* keep.c */
 int extfuse_may_keep(struct extfuse_call *call, u32 what, u64 stamp, u64 expires);
+int extfuse_may_learn(struct extfuse_call *call, u32 what, u64 expires);
+void extfuse_keep_own(struct extfuse_conn *ext, struct fuse_args *args, const struct extfuse_change *change);
+
+/* open.c */
+bool extfuse_may_open(const struct fuse_conn *fc, unsigned int flags);
+int extfuse_settle(struct inode *inode);
+
+/* request.c */
 int extfuse_run_request(struct extfuse_conn *ext, struct extfuse_call *call, u64 *attach);
 void extfuse_charge(struct extfuse_conn *ext, u64 attach, u32 opcode, u32 errors, const char *what);
 

@@ -6,16 +6,22 @@
  * which slot speaks for it, and the stamp beside it since when it is true. To
  * fs/fuse such a time lies long ago: whoever does not know of stamps asks again.
  *
- * Only a handler's answer is kept, and only with its row's own stamp: nothing
- * is made current by being kept. The stamp is written before the word, and read
+ * A handler's answer is kept with its row's own stamp, the daemon's with the
+ * clock of before it was asked: nothing is made current by being kept. The stamp is written before the word, and read
  * after it. Two answers that are kept at the same time may mix, which does no
  * harm: they say the same.
  */
 #include "fuse_i.h"
 #include "extfuse_i.h"
 
+#include <linux/pagemap.h>
+
+/* Asked for by each READDIR of a directory but the first. */
+#define EXTFUSE_LISTING_SIZE (32U << 10)
+
 #define SLOT_MASK (EXTFUSE_SLOTS - 1ULL)
 
+/* May what is kept with this word and this stamp be used? */
 bool extfuse_kept_at(const struct extfuse_conn *ext, u64 time, u64 stamp)
 {
 	return (time & ~EXTFUSE_KEPT) >> EXTFUSE_SLOT_BITS > get_jiffies_64() &&
@@ -70,54 +76,257 @@ u64 extfuse_keep_time(u32 slot, u64 expires)
 	return EXTFUSE_KEPT | until << EXTFUSE_SLOT_BITS | slot;
 }
 
+/* The slot of the name that a request is about, by its argument @which. */
+static u32 name_slot(const struct extfuse_conn *ext, const struct fuse_args *args, u32 which)
+{
+	const struct fuse_in_arg *name = &args->in_args[which];
+
+	return extfuse_entry_slot(args->nodeid, extfuse_name_hash(ext, name->value, name->size - 1));
+}
+
+static void keep(struct fuse_args *args, u32 what, u32 slot, u64 stamp, u64 expires, bool own)
+{
+	args->ext_keep[what].stamp = stamp;
+	args->ext_keep[what].time = extfuse_keep_time(slot, expires);
+	args->ext_keep[what].own = own;
+}
+
 /* A handler's word for its answer; an error if it has not given one of that kind. */
 int extfuse_may_keep(struct extfuse_call *call, u32 what, u64 stamp, u64 expires)
 {
 	const struct fuse_entry_out *out;
 	struct fuse_args *args = call->args;
-	u32 slot;
 
-	if (!(call->written & 1) || stamp > EXTFUSE_CLOCK_MAX)
+	if (stamp > EXTFUSE_CLOCK_MAX)
+		return -EINVAL;
+	if (what == EXTFUSE_KEEP_PASSTHRU) {
+		if (!(call->ctx.flags & EXTFUSE_CTX_PASSTHRU) || args->opcode != FUSE_READ || expires != EXTFUSE_NEVER)
+			return -EINVAL;
+		WRITE_ONCE(get_fuse_inode(args->ext_inode)->ext.passthru_stamp, stamp);
+		return 0;
+	}
+	if (!(call->written & 1))
 		return -EINVAL;
 	if (args->opcode == FUSE_LOOKUP) {
 		out = args->out_args[0].value;
 		if (what == EXTFUSE_KEEP_ENTRY)
-			slot = extfuse_entry_slot(args->nodeid,
-						  extfuse_name_hash(call->ext, args->in_args[0].value,
-								    args->in_args[0].size - 1));
+			keep(args, what, name_slot(call->ext, args, 0), stamp, expires, false);
+		else if (what == EXTFUSE_KEEP_ATTR && out->nodeid)
+			keep(args, what, extfuse_node_slot(out->nodeid, EXTFUSE_SLOT_ATTR), stamp, expires, false);
 		else
-			slot = extfuse_node_slot(out->nodeid, EXTFUSE_SLOT_ATTR);
+			return -EINVAL;
 	} else if (args->opcode == FUSE_GETATTR && what == EXTFUSE_KEEP_ATTR) {
-		slot = extfuse_node_slot(args->nodeid, EXTFUSE_SLOT_ATTR);
+		keep(args, what, extfuse_node_slot(args->nodeid, EXTFUSE_SLOT_ATTR), stamp, expires, false);
+	} else if ((args->opcode == FUSE_OPEN || args->opcode == FUSE_OPENDIR) && what == EXTFUSE_KEEP_OPEN) {
+		keep(args, what, extfuse_node_slot(args->nodeid, EXTFUSE_SLOT_NODE), stamp, expires, false);
 	} else {
 		return -EINVAL;
 	}
-	args->ext_keep[what].stamp = stamp;
-	args->ext_keep[what].time = extfuse_keep_time(slot, expires);
 	return 0;
+}
+
+/*
+ * What a reply handler may have kept of the daemon's answer. Its stamp is the
+ * clock before the request; what the request itself has changed is known since
+ * its end, if nothing else changed meanwhile (extfuse_keep_own()).
+ */
+int extfuse_may_learn(struct extfuse_call *call, u32 what, u64 expires)
+{
+	struct fuse_args *args = call->args;
+	const struct fuse_entry_out *entry = args->out_numargs ? args->out_args[0].value : NULL;
+	u64 stamp = call->ctx.snapshot;
+	int err = call->ctx.error;
+
+	switch (args->opcode) {
+	case FUSE_LOOKUP:
+		if (what == EXTFUSE_KEEP_ENTRY && (!err || err == -ENOENT))
+			keep(args, what, name_slot(call->ext, args, 0), stamp, expires, false);
+		else if (what == EXTFUSE_KEEP_ATTR && !err && entry->nodeid)
+			keep(args, what, extfuse_node_slot(entry->nodeid, EXTFUSE_SLOT_ATTR), stamp, expires, false);
+		else
+			return -EINVAL;
+		return 0;
+	case FUSE_GETATTR:
+	case FUSE_SETATTR:
+		if (what != EXTFUSE_KEEP_ATTR || err)
+			return -EINVAL;
+		keep(args, what, extfuse_node_slot(args->nodeid, EXTFUSE_SLOT_ATTR), stamp, expires,
+		     args->opcode == FUSE_SETATTR);
+		return 0;
+	case FUSE_CREATE:
+	case FUSE_MKNOD:
+	case FUSE_MKDIR:
+	case FUSE_LINK:
+	case FUSE_SYMLINK:
+		if (what != EXTFUSE_KEEP_ENTRY || err)
+			return -EINVAL;
+		keep(args, what, name_slot(call->ext, args, args->opcode == FUSE_SYMLINK ? 0 : 1), stamp, expires, true);
+		return 0;
+	case FUSE_OPEN:
+	case FUSE_OPENDIR:
+		if (what != EXTFUSE_KEEP_OPEN || err)
+			return -EINVAL;
+		/* An open for writing says nothing about one for reading. */
+		if (!args->ext_inode ||
+		    !extfuse_may_open(call->ext->fc, ((const struct fuse_open_in *)args->in_args[0].value)->flags))
+			return 0;
+		keep(args, what, extfuse_node_slot(args->nodeid, EXTFUSE_SLOT_NODE), stamp, expires, false);
+		return 0;
+	default:
+		return -EINVAL;
+	}
+}
+
+/*
+ * The end of a change whose reply is to be kept: if its slot was changed by
+ * nobody else since before it began, and what else the answer depends on was not
+ * changed at all, the reply is the truth as of the change's own end.
+ */
+void extfuse_keep_own(struct extfuse_conn *ext, struct fuse_args *args, const struct extfuse_change *change)
+{
+	struct extfuse_keep *kept;
+	u32 what, i;
+	bool is;
+
+	for (what = EXTFUSE_KEEP_ENTRY; what <= EXTFUSE_KEEP_ATTR; what++) {
+		kept = &args->ext_keep[what];
+		if (!kept->own)
+			continue;
+		is = false;
+		for (i = 0; i < change->nr; i++)
+			if (change->slot[i] == (kept->time & SLOT_MASK))
+				is = change->alone & BIT(i);
+		if (what == EXTFUSE_KEEP_ENTRY)
+			is = is && extfuse_current(ext, extfuse_node_slot(args->nodeid, EXTFUSE_SLOT_DIR), kept->stamp);
+		else
+			is = is && extfuse_current(ext, EXTFUSE_SLOT_CONN, kept->stamp);
+		kept->stamp = change->now;
+		if (!is)
+			kept->time = 0;
+	}
+}
+
+/* With fi->lock: the attributes that are there now. */
+void extfuse_keep_attr_locked(struct fuse_inode *fi, const struct fuse_args *args)
+{
+	const struct extfuse_keep *kept = &args->ext_keep[EXTFUSE_KEEP_ATTR];
+
+	if (!kept->time)
+		return;
+	WRITE_ONCE(fi->ext_stamp, kept->stamp);
+	smp_wmb();
+	WRITE_ONCE(fi->i_time, kept->time);
 }
 
 /* Attributes that were just published as @version. */
 void extfuse_keep_attr(struct inode *inode, const struct fuse_args *args, u64 version)
 {
 	struct fuse_inode *fi = get_fuse_inode(inode);
-	const struct extfuse_keep *keep = &args->ext_keep[EXTFUSE_KEEP_ATTR];
 
-	if (!keep->time || !version)
+	if (!args->ext_keep[EXTFUSE_KEEP_ATTR].time || !version)
 		return;
 	spin_lock(&fi->lock);
-	if (fi->attr_version == version) {
-		WRITE_ONCE(fi->ext_stamp, keep->stamp);
-		smp_wmb();
-		WRITE_ONCE(fi->i_time, keep->time);
-	}
+	if (fi->attr_version == version)
+		extfuse_keep_attr_locked(fi, args);
 	spin_unlock(&fi->lock);
 }
 
-/* The time that a dentry gets. */
-u64 extfuse_keep_entry(struct dentry *entry, const struct fuse_args *args)
+/* What a dentry says, after it was given the daemon's timeout. */
+void extfuse_keep_entry(struct dentry *entry, const struct extfuse_keep *kept)
 {
-	WRITE_ONCE(entry->d_time, args->ext_keep[EXTFUSE_KEEP_ENTRY].stamp);
+	if (!kept->time)
+		return;
+	WRITE_ONCE(entry->d_time, kept->stamp);
 	smp_wmb();
-	return args->ext_keep[EXTFUSE_KEEP_ENTRY].time;
+	fuse_dentry_keep(entry, kept->time);
+}
+
+/* What has become of an OPEN, and how others may be answered. */
+void extfuse_keep_open(struct extfuse_asked *asked, const struct fuse_args *args, const struct fuse_open_out *out)
+{
+	const struct extfuse_keep *kept = &args->ext_keep[EXTFUSE_KEEP_OPEN];
+	struct fuse_inode *fi = get_fuse_inode(asked->inode);
+
+	asked->answered = args->ext_answered;
+	if (!kept->time)
+		return;
+	asked->learned = !asked->answered;
+	spin_lock(&fi->lock);
+	fi->ext.opening.stamp = kept->stamp;
+	fi->ext.opening.since = get_jiffies_64();
+	fi->ext.opening.flags = out->open_flags;
+	fi->ext.opening.backing_id = out->backing_id;
+	WRITE_ONCE(fi->ext.opening.time, kept->time);
+	spin_unlock(&fi->lock);
+}
+
+/*
+ * A directory's listing that is in the cache may be used while the directory may
+ * be opened without the daemon, and nothing has changed since it was asked for.
+ * If there is an end to that, it is the end for what was asked for after the
+ * directory's answer, and so is no older; a listing of before has had its time.
+ */
+bool extfuse_listing_kept(struct inode *inode)
+{
+	struct fuse_inode *fi = get_fuse_inode(inode);
+	struct extfuse_conn *ext = get_fuse_conn(inode)->ext;
+	u64 stamp = READ_ONCE(fi->ext.listing_stamp);
+	struct extfuse_opening opening;
+
+	if (!ext || !stamp || !READ_ONCE(fi->ext.opening.time))
+		return false;
+	spin_lock(&fi->lock);
+	opening = fi->ext.opening;
+	spin_unlock(&fi->lock);
+	if (opening.time >> EXTFUSE_SLOT_BITS != ~0ULL >> EXTFUSE_SLOT_BITS &&
+	    time_before64(READ_ONCE(fi->ext.listing_since), opening.since))
+		return false;
+	return extfuse_kept_at(ext, opening.time, opening.stamp) &&
+	       extfuse_current(ext, extfuse_node_slot(fi->nodeid, EXTFUSE_SLOT_DATA), stamp) &&
+	       extfuse_current(ext, extfuse_node_slot(fi->nodeid, EXTFUSE_SLOT_DIR), stamp);
+}
+
+/* Has the listing that is in the cache been overtaken? Without stamps nobody knows. */
+bool extfuse_listing_stale(struct inode *inode)
+{
+	struct fuse_inode *fi = get_fuse_inode(inode);
+	struct extfuse_conn *ext = get_fuse_conn(inode)->ext;
+	u64 stamp = READ_ONCE(fi->ext.listing_stamp);
+
+	return ext && stamp &&
+	       (!extfuse_current(ext, extfuse_node_slot(fi->nodeid, EXTFUSE_SLOT_DATA), stamp) ||
+		!extfuse_current(ext, extfuse_node_slot(fi->nodeid, EXTFUSE_SLOT_DIR), stamp));
+}
+
+/*
+ * With rdc.lock: what a READDIR of @file has brought becomes part of the cached
+ * listing, which is as old as the oldest of what it is made of. Another reader's
+ * entries may well be the ones that fit.
+ */
+void extfuse_listing_grows(struct file *file, bool first)
+{
+	struct fuse_inode *fi = get_fuse_inode(file_inode(file));
+	struct fuse_file *ff = file->private_data;
+
+	if (first || ff->ext.listed < fi->ext.listing_stamp)
+		WRITE_ONCE(fi->ext.listing_stamp, ff->ext.listed);
+	if (first || time_before64(ff->ext.listed_at, fi->ext.listing_since))
+		WRITE_ONCE(fi->ext.listing_since, ff->ext.listed_at);
+}
+
+/*
+ * A READDIR is about to be asked: where to put its answer. One page at first, as
+ * most directories need no more, then as much as is sensible.
+ */
+struct folio *extfuse_listing_folio(struct file *file, loff_t pos)
+{
+	struct fuse_file *ff = file->private_data;
+	struct extfuse_conn *ext = ff->fm->fc->ext;
+	struct folio *folio = NULL;
+
+	ff->ext.listed = ext ? extfuse_snapshot(ext) : 0;
+	ff->ext.listed_at = get_jiffies_64();
+	if (ext && pos)
+		folio = folio_alloc(GFP_KERNEL | __GFP_NOWARN | __GFP_NORETRY, get_order(EXTFUSE_LISTING_SIZE));
+	return folio ?: folio_alloc(GFP_KERNEL, 0);
 }

@@ -101,7 +101,7 @@ __bpf_kfunc int bpf_extfuse_write_args(struct extfuse_ctx *ctx, u32 which, void 
 	const struct fuse_args *args = call->args;
 	const struct fuse_arg *out;
 
-	if (!args || call->answered || which >= args->out_numargs || (ctx->flags & EXTFUSE_CTX_EVENT))
+	if (!args || call->replied || which >= args->out_numargs || (ctx->flags & EXTFUSE_CTX_EVENT))
 		return misuse(call, -EINVAL, "write to an argument that is not there");
 	out = &args->out_args[which];
 	if (!out->value || (args->out_pages && which == args->out_numargs - 1))
@@ -177,8 +177,9 @@ __bpf_kfunc int bpf_extfuse_current(struct extfuse_ctx *ctx, u32 slot, u64 stamp
 
 /**
  * bpf_extfuse_keep - let the kernel's own caches keep what was just answered
- * @ctx: the request: LOOKUP, GETATTR
- * @what: EXTFUSE_KEEP_ENTRY (the name) or EXTFUSE_KEEP_ATTR
+ * @ctx: the request: LOOKUP, GETATTR, OPEN, OPENDIR; READ of a backing file
+ * @what: EXTFUSE_KEEP_ENTRY (the name), EXTFUSE_KEEP_ATTR, EXTFUSE_KEEP_OPEN (how it opens) or
+ *	EXTFUSE_KEEP_PASSTHRU (the verdict; for ever)
  * @stamp: since when it is true
  * @expires: boot-time ns, or EXTFUSE_NEVER
  *
@@ -190,7 +191,7 @@ __bpf_kfunc int bpf_extfuse_keep(struct extfuse_ctx *ctx, u32 what, u64 stamp, u
 {
 	struct extfuse_call *call = to_call(ctx);
 
-	if (!call->args || call->answered || ctx->flags & EXTFUSE_CTX_EVENT || what > EXTFUSE_KEEP_ATTR ||
+	if (!call->args || call->replied || ctx->flags & EXTFUSE_CTX_EVENT || what > EXTFUSE_KEEP_PASSTHRU ||
 	    extfuse_may_keep(call, what, stamp, expires))
 		return misuse(call, -EINVAL, "keeping what was not answered");
 	return 0;
@@ -207,7 +208,7 @@ __bpf_kfunc void bpf_extfuse_private(struct extfuse_ctx *ctx)
 {
 	struct extfuse_call *call = to_call(ctx);
 
-	if (!call->args || call->answered || ctx->flags & EXTFUSE_CTX_EVENT)
+	if (!call->args || call->replied || ctx->flags & EXTFUSE_CTX_EVENT)
 		misuse(call, 0, "private where there is no answer to give");
 	else
 		call->args->ext_private = true;
@@ -271,9 +272,28 @@ __bpf_kfunc int bpf_extfuse_keep_absent(struct extfuse_ctx *ctx, u64 nodeid, u64
 {
 	struct extfuse_call *call = to_call(ctx);
 
-	if (!call->args || call->answered || ctx->flags & EXTFUSE_CTX_EVENT ||
+	if (!call->args || call->replied || ctx->flags & EXTFUSE_CTX_EVENT ||
 	    extfuse_keep_xattrs(call, nodeid, stamp, expires, says))
 		return misuse(call, -EINVAL, "keeping what was not asked");
+	return 0;
+}
+
+/**
+ * bpf_extfuse_learn - let the kernel's own caches keep what the daemon has answered
+ * @ctx: the request, in `reply`: LOOKUP, GETATTR, SETATTR, CREATE, MKNOD, MKDIR, SYMLINK, LINK, OPEN, OPENDIR
+ * @what: EXTFUSE_KEEP_ENTRY (that it does not exist, too), EXTFUSE_KEEP_ATTR or EXTFUSE_KEEP_OPEN
+ * @expires: boot-time ns, or EXTFUSE_NEVER
+ *
+ * It is used until then, for as long as nothing has changed since before the daemon was asked.
+ *
+ * Return: 0; -EINVAL if the daemon gave no such answer.
+ */
+__bpf_kfunc int bpf_extfuse_learn(struct extfuse_ctx *ctx, u32 what, u64 expires)
+{
+	struct extfuse_call *call = to_call(ctx);
+
+	if (!call->args || !call->replied || what > EXTFUSE_KEEP_OPEN || extfuse_may_learn(call, what, expires))
+		return misuse(call, -EINVAL, "learning what was not answered");
 	return 0;
 }
 
@@ -336,6 +356,7 @@ BTF_ID_FLAGS(func, bpf_extfuse_private, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_xattr_class, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_name_in, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_keep_absent, KF_TRUSTED_ARGS)
+BTF_ID_FLAGS(func, bpf_extfuse_learn, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_set_cookie, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_enosys, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_section_read, KF_TRUSTED_ARGS)

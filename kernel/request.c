@@ -69,6 +69,7 @@ bool extfuse_fill_ctx(struct fuse_conn *fc, const struct fuse_args *args, struct
 	ctx->node3 = args->ext_node[1];
 	ctx->snapshot = extfuse_snapshot(call->ext);
 	ctx->cookie = 0;
+	ctx->asked = 0;
 	ctx->error = 0;
 	ctx->in_numargs = args->in_numargs;
 	ctx->out_numargs = args->out_numargs;
@@ -82,6 +83,7 @@ bool extfuse_fill_ctx(struct fuse_conn *fc, const struct fuse_args *args, struct
 	call->written = 0;
 	call->var_len = 0;
 	call->answered = false;
+	call->replied = false;
 	call->enosys = false;
 	call->errors = 0;
 	return true;
@@ -160,6 +162,10 @@ static bool acceptable(struct fuse_mount *fm, struct fuse_args *args, const stru
 		attr = args->out_args[0].value;
 		return acceptable_attr(fm->fc, &attr->attr) && args->ext_inode &&
 		       !inode_wrong_type(args->ext_inode, attr->attr.mode);
+	case FUSE_OPEN:
+	case FUSE_OPENDIR:
+		return args->ext_inode &&
+		       extfuse_may_open(fm->fc, ((const struct fuse_open_in *)args->in_args[0].value)->flags);
 	case FUSE_GETXATTR:
 	case FUSE_LISTXATTR:
 		if (!args->out_argvar) {
@@ -175,7 +181,7 @@ static bool acceptable(struct fuse_mount *fm, struct fuse_args *args, const stru
 
 /* Requests that a handler may answer; the others it may only refuse, with an errno. */
 static const u64 answerable = OP(LOOKUP) | OP(GETATTR) | OP(GETXATTR) | OP(LISTXATTR) | OP(STATFS) | OP(ACCESS) |
-	OP(LSEEK) | OP(GETLK) | OP(BMAP);
+	OP(LSEEK) | OP(GETLK) | OP(BMAP) | OP(OPEN) | OP(OPENDIR);
 /* Requests that no handler sees. */
 static const u64 untouchable = OP(INIT) | OP(DESTROY) | OP(INTERRUPT) | OP(NOTIFY_REPLY) | OP(FORGET) |
 	OP(BATCH_FORGET);
@@ -185,7 +191,7 @@ static bool handled(const struct extfuse_conn *ext, const struct fuse_args *args
 	u64 opcodes = READ_ONCE(ext->opcodes) | READ_ONCE(ext->replies);
 
 	return args->opcode < EXTFUSE_OPCODES && opcodes & BIT_ULL(args->opcode) & ~untouchable &&
-	       !args->force && !args->nocreds;
+	       !args->force && !args->nocreds && !args->ext_forced;
 }
 
 /*
@@ -259,6 +265,7 @@ static enum outcome judge(struct fuse_mount *fm, struct fuse_args *args, struct 
 		return UPCALL;
 	}
 	extfuse_count(ext, args->opcode, EXTFUSE_COUNT_RETURNED);
+	args->ext_answered = true;
 	*ret = 0;
 	if (args->out_argvar) {
 		args->out_args[args->out_numargs - 1].size = call->var_len;
@@ -311,38 +318,54 @@ static enum outcome consult(struct fuse_mount *fm, struct fuse_args *args, struc
 	return outcome;
 }
 
+/* To the daemon, with a handle that it knows. */
+static ssize_t send_up(struct extfuse_conn *ext, struct mnt_idmap *idmap, struct fuse_mount *fm,
+		       struct fuse_args *args)
+{
+	int err = extfuse_resolve(args);
+
+	if (err)
+		return err;
+	extfuse_count(ext, args->opcode, EXTFUSE_COUNT_UPCALLS);
+	return fuse_send_simple(idmap, fm, args);
+}
+
 /* noinline: its frame holds a context, which requests without a handler don't pay for. */
 static noinline ssize_t ask(struct extfuse_conn *ext, struct mnt_idmap *idmap, struct fuse_mount *fm,
 			    struct fuse_args *args)
 {
 	struct extfuse_call call __uninitialized;
 	enum outcome outcome;
+	bool private;
 	u64 attach;
 	ssize_t ret;
 
 	call.ext = ext;
 	call.args = args;
-	if (!extfuse_fill_ctx(fm->fc, args, &call)) {
-		extfuse_count(ext, args->opcode, EXTFUSE_COUNT_UPCALLS);
-		return fuse_send_simple(idmap, fm, args);
-	}
+	if (!extfuse_fill_ctx(fm->fc, args, &call))
+		return send_up(ext, idmap, fm, args);
 	outcome = consult(fm, args, &call, &attach, &ret);
 	if (outcome == UPCALL || unlikely(args->ext_private))
 		memset(args->ext_keep, 0, sizeof(args->ext_keep));
 	if (outcome == ANSWERED)
 		return ret;
-	extfuse_count(ext, args->opcode, EXTFUSE_COUNT_UPCALLS);
-	ret = fuse_send_simple(idmap, fm, args);
-	if (unlikely(args->ext_private)) {
+	if (READ_ONCE(ext->replies) & BIT_ULL(args->opcode))
+		call.ctx.asked = ktime_get_boottime_ns();
+	ret = send_up(ext, idmap, fm, args);
+	private = args->ext_private;
+	if (unlikely(private)) {
 		if (ret >= 0)
 			forbid_keeping(args);
 		/* It is the daemon's word, and as true for others. */
 		args->ext_private = false;
 	}
 	if (attach) {
+		call.replied = true;
 		call.ctx.error = ret < 0 ? ret : 0;
 		call.answered = ret >= 0;
 		run_reply(ext, &call, attach);
+		if (unlikely(private))
+			memset(args->ext_keep, 0, sizeof(args->ext_keep));
 	}
 	return ret;
 }
@@ -364,15 +387,17 @@ ssize_t extfuse_simple_request(struct mnt_idmap *idmap, struct fuse_mount *fm, s
 	change.nr = 0;
 	if (extfuse_may_change(args->opcode))
 		extfuse_change_begin(ext, args, &change);
-	if (fill_unasked(ext, args, &ret))
-		return ret;
-	if (handled(ext, args)) {
+	ret = unlikely(args->ext_victim) ? extfuse_settle(args->ext_victim) : 0;
+	if (ret || fill_unasked(ext, args, &ret))
+		;
+	else if (handled(ext, args))
 		ret = ask(ext, idmap, fm, args);
-	} else {
-		extfuse_count(ext, args->opcode, EXTFUSE_COUNT_UPCALLS);
-		ret = fuse_send_simple(idmap, fm, args);
+	else
+		ret = send_up(ext, idmap, fm, args);
+	if (change.nr) {
+		extfuse_change_done(ext, &change);
+		extfuse_keep_own(ext, args, &change);
 	}
-	extfuse_change_end(ext, &change);
 	return ret;
 }
 
@@ -431,7 +456,7 @@ static noinline void show_background(struct fuse_conn *fc, struct fuse_args *arg
  */
 void extfuse_background_begin(struct fuse_conn *fc, struct fuse_args *args)
 {
-	struct extfuse_change change;
+	struct extfuse_change change __uninitialized;
 
 	extfuse_count(fc->ext, args->opcode, EXTFUSE_COUNT_REQUESTS);
 	extfuse_count(fc->ext, args->opcode, EXTFUSE_COUNT_UPCALLS);

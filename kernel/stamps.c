@@ -12,7 +12,7 @@
 #include <linux/vmalloc.h>
 
 static_assert(sizeof(struct extfuse_stamps) % PAGE_SIZE == 0);
-static_assert(sizeof(struct extfuse_ctx) == 96);
+static_assert(sizeof(struct extfuse_ctx) == 104);
 
 static atomic64_t *word(const u64 *shared)
 {
@@ -50,18 +50,19 @@ static u64 tick(struct extfuse_conn *ext)
  * In flight +1. The count sticks at its maximum: such a slot is never current
  * again, which costs those few keys an upcall each time, and is never wrong.
  */
-static void slot_begin(atomic64_t *slot)
+static u64 slot_begin(atomic64_t *slot)
 {
 	s64 old = atomic64_read(slot);
 
 	do {
 		if ((old & EXTFUSE_FLIGHT_KERNEL_MASK) == EXTFUSE_FLIGHT_KERNEL_MASK)
-			return;
+			break;
 	} while (!atomic64_try_cmpxchg(slot, &old, old + EXTFUSE_FLIGHT_KERNEL));
+	return old;
 }
 
-/* last = max(last, now), and in flight -1 if @begun, in one step. */
-static void slot_end(atomic64_t *slot, u64 now, bool begun)
+/* last = max(last, now), and in flight -1 if @begun, in one step. Gives what it was. */
+static u64 slot_end(atomic64_t *slot, u64 now, bool begun)
 {
 	s64 old = atomic64_read(slot);
 	u64 new, flight;
@@ -74,24 +75,30 @@ static void slot_end(atomic64_t *slot, u64 now, bool begun)
 		if (begun && flight && flight != EXTFUSE_FLIGHT_KERNEL_MASK)
 			new -= EXTFUSE_FLIGHT_KERNEL;
 	} while (!atomic64_try_cmpxchg(slot, &old, new));
+	return old;
 }
 
-static void begin(struct extfuse_conn *ext, const struct extfuse_change *change)
+static void begin(struct extfuse_conn *ext, struct extfuse_change *change)
 {
 	u32 i;
 
 	for (i = 0; i < change->nr; i++)
-		slot_begin(word(&ext->stamps->slot[change->slot[i]]));
+		change->before[i] = slot_begin(word(&ext->stamps->slot[change->slot[i]]));
 }
 
-void extfuse_change_done(struct extfuse_conn *ext, const struct extfuse_change *change)
+void extfuse_change_done(struct extfuse_conn *ext, struct extfuse_change *change)
 {
-	u64 now;
+	u64 was;
 	u32 i;
 
-	now = tick(ext);
-	for (i = 0; i < change->nr; i++)
-		slot_end(word(&ext->stamps->slot[change->slot[i]]), now, true);
+	change->now = tick(ext);
+	change->alone = 0;
+	for (i = 0; i < change->nr; i++) {
+		was = slot_end(word(&ext->stamps->slot[change->slot[i]]), change->now, true);
+		/* Nothing was in flight, and nobody came: then it is what we made of it. */
+		if (!(change->before[i] & EXTFUSE_FLIGHT_MASK) && was == change->before[i] + EXTFUSE_FLIGHT_KERNEL)
+			change->alone |= BIT(i);
+	}
 }
 
 /* Something changed at once, or has changed already: no time in flight. */
@@ -186,6 +193,7 @@ static void change_slots(struct extfuse_conn *ext, const struct fuse_args *args,
 	case FUSE_RMDIR:
 		add_entry(ext, change, nodeid, &args->in_args[0]);
 		add_node(change, args->ext_node[0], EXTFUSE_SLOT_ATTR);
+		add_node(change, args->ext_node[0], EXTFUSE_SLOT_NODE); /* open.c */
 		break;
 	case FUSE_RENAME:
 	case FUSE_RENAME2:
@@ -194,6 +202,7 @@ static void change_slots(struct extfuse_conn *ext, const struct fuse_args *args,
 		add_entry(ext, change, ((const struct fuse_rename_in *)in)->newdir, &args->in_args[2]);
 		add_node(change, args->ext_node[0], EXTFUSE_SLOT_ATTR);
 		add_node(change, args->ext_node[1], EXTFUSE_SLOT_ATTR);
+		add_node(change, args->ext_node[1], EXTFUSE_SLOT_NODE);
 		break;
 	case FUSE_SETXATTR:
 	case FUSE_REMOVEXATTR:
@@ -229,7 +238,7 @@ void extfuse_change_node(struct extfuse_conn *ext, u64 nodeid, struct extfuse_ch
 /* End of a change whose begin nobody could keep: a background request's. */
 void extfuse_change_end_args(struct extfuse_conn *ext, const struct fuse_args *args)
 {
-	struct extfuse_change change;
+	struct extfuse_change change __uninitialized;
 
 	change_slots(ext, args, &change);
 	extfuse_change_end(ext, &change);

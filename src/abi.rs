@@ -107,6 +107,8 @@ mirror! {
     XATTR_NAME_MAX: usize = 72, "EXTFUSE_XATTR_NAME_MAX";
     /// All names of a node in a row, each with its NUL, in bytes.
     XATTR_NAMES_MAX: usize = 200, "EXTFUSE_XATTR_NAMES_MAX";
+    /// [`AttrRow::flags`]: opens for reading may be answered.
+    ATTR_OPEN: u64 = 2, "EXTFUSE_ATTR_OPEN";
     /// What a check word starts with.
     MIX_SEED: u64 = 0x6578_7466_7573_6531, "EXTFUSE_MIX_SEED";
     /// Bytes that a header, or a footer, may have.
@@ -175,9 +177,9 @@ wire! {
     EntryKey = 2 * 8;
     EntryRow = 7 * 8 + 256;
     Attr = 6 * 8 + 10 * 4;
-    AttrRow = 5 * 8 + 88;
     XattrKey = 2 * 8;
     XattrRow = 7 * 8 + 200;
+    AttrRow = 6 * 8 + 88;
     Setup = 2 * 4 + 5 * 8;
     Status = 2 * 4 + 4 * 8 + 16 + 96 + 2 * 4;
     Opcodes = 2 * 8;

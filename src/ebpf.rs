@@ -11,8 +11,8 @@ pub mod stamps;
 pub mod tables;
 
 pub use backing::{Backing, BackingError, BackingOptions};
-pub use cache::{Cache, Key, Snapshot, Validity};
-pub use context::{Capacity, Context};
+pub use cache::{Cache, Key, NodeIo, Snapshot, Validity};
+pub use context::{Capacity, Context, Learning};
 pub use maps::Maps;
 pub use object::{OBJECT_MAX, Object, ObjectError};
 pub use row::Absent;

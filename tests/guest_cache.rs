@@ -17,7 +17,7 @@ use std::time::Duration;
 use extfuse::abi::{Counter, Counters, Exit, NodeId, Setup};
 use extfuse::ebpf::cache::Published;
 use extfuse::ebpf::context::{Error, Misses};
-use extfuse::ebpf::{Absent, Cache, Capacity, Context, Key, Stamps, Validity};
+use extfuse::ebpf::{Absent, Cache, Capacity, Context, Key, Learning, Stamps, Validity};
 use extfuse::fs::{Stack, StackOptions};
 use extfuse::sys::device::Device;
 use fuser::{Config, Session, SessionACL};
@@ -28,7 +28,9 @@ use tempfile::TempDir;
 
 const LOOKUP: u32 = 1;
 const GETATTR: u32 = 3;
+const OPEN: u32 = 14;
 const READ: u32 = 15;
+const OPENDIR: u32 = 27;
 const GETXATTR: u32 = 22;
 const LISTXATTR: u32 = 23;
 
@@ -76,7 +78,7 @@ impl Mounted {
         .unwrap();
         let device = Device::new(Arc::new(fd.try_clone().unwrap()));
         let setup = device.setup().unwrap();
-        let context = Context::attach(setup.conn, CAPACITY).unwrap();
+        let context = Context::attach(setup.conn, CAPACITY, Learning::default()).unwrap();
         let stamps = Stamps::new(device.map_stamps().unwrap());
         let cache = Arc::new(Cache::new(stamps, context.maps().unwrap(), setup.key));
         let options = StackOptions {
@@ -174,7 +176,7 @@ fn names_and_attributes_are_answered_in_the_kernel() {
         );
         let (context, name) = (&mounted.context, name.as_bytes());
         assert!(mounted.cache.entry(NodeId::ROOT, name).unwrap().count >= 1);
-        let handled = [LOOKUP, GETATTR, READ, GETXATTR, LISTXATTR].map(|opcode| 1 << opcode);
+        let handled = [LOOKUP, GETATTR, OPEN, READ, OPENDIR, GETXATTR, LISTXATTR].map(|opcode| 1 << opcode);
         assert_eq!(context.opcodes().0, handled.iter().sum::<u64>());
     }
     let missing = mounted.at.join("missing");
@@ -337,9 +339,9 @@ fn the_fill_of_the_maps_is_counted() {
 #[test]
 fn attaching_twice_or_to_what_is_not_there_says_so() {
     let mounted = Mounted::new();
-    let twice = Context::attach(mounted.setup.conn, CAPACITY).unwrap_err();
+    let twice = Context::attach(mounted.setup.conn, CAPACITY, Learning::default()).unwrap_err();
     assert!(matches!(twice, Error::Busy(_)), "{twice:?}");
-    let unknown = Context::attach(mounted.setup.conn ^ 1, CAPACITY).unwrap_err();
+    let unknown = Context::attach(mounted.setup.conn ^ 1, CAPACITY, Learning::default()).unwrap_err();
     assert!(matches!(unknown, Error::Gone(_)), "{unknown:?}");
     assert_eq!(mounted.device.status().unwrap().attached, 1);
 }

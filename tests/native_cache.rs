@@ -6,7 +6,7 @@ use std::thread;
 
 use extfuse::abi::{self, AttrRow, EntryKey, EntryRow, NodeId, XattrKey, XattrRow};
 use extfuse::ebpf::context::Error;
-use extfuse::ebpf::{Cache, Capacity, Context, Maps, Stamps, Validity};
+use extfuse::ebpf::{Cache, Capacity, Context, Learning, Maps, NodeIo, Stamps, Validity};
 use fuser::{FileAttr, FileType, INodeNo};
 use libbpf_rs::libbpf_sys::bpf_map_create_opts;
 use libbpf_rs::{MapHandle, MapType};
@@ -68,7 +68,7 @@ fn rows_come_back_from_bpf_maps_as_published() {
     let (at, valid) = (cache.snapshot(), Validity::UntilChanged);
     cache.publish_entry(NodeId::ROOT, b"name", NodeId(7), 3, at, valid);
     cache.publish_negative(NodeId::ROOT, &[0xff; 255], at, valid);
-    cache.publish_attr(NodeId(7), &attr(7), true, at, valid);
+    cache.publish_attr(NodeId(7), &attr(7), NodeIo::Passthrough, at, valid);
     let row = cache.entry(NodeId::ROOT, b"name").unwrap();
     assert_eq!((row.nodeid, row.generation), (7, 3));
     assert_eq!(cache.entry(NodeId::ROOT, &[0xff; 255]).unwrap().nodeid, 0);
@@ -78,7 +78,7 @@ fn rows_come_back_from_bpf_maps_as_published() {
     assert_eq!(cache.xattr(NodeId(7), b"user.a"), Some(Ok(b"value".to_vec())));
     cache.invalidate_attr(NodeId(7));
     assert!(cache.attr(NodeId(7)).is_none());
-    cache.publish_attr(NodeId(7), &attr(9), true, cache.snapshot(), valid);
+    cache.publish_attr(NodeId(7), &attr(9), NodeIo::Passthrough, cache.snapshot(), valid);
     assert_eq!(cache.attr(NodeId(7)).unwrap().attr.size, 9);
 }
 
@@ -89,7 +89,7 @@ fn full_maps_take_new_rows() {
         cache.publish_attr(
             NodeId(ino),
             &attr(ino),
-            false,
+            NodeIo::Daemon,
             cache.snapshot(),
             Validity::UntilChanged,
         );
@@ -116,7 +116,7 @@ fn without_the_module_its_types_are_missed() {
         !fs::exists("/sys/kernel/btf/extfuse").unwrap(),
         "native tests run without the module"
     );
-    let error = Context::attach(1, Capacity::default()).unwrap_err();
+    let error = Context::attach(1, Capacity::default(), Learning::default()).unwrap_err();
     assert!(matches!(error, Error::NoModule(_)), "{error:?}");
     assert!(error.to_string().contains("load extfuse.ko"));
 }
@@ -128,7 +128,7 @@ fn without_privilege_it_is_asked_for() {
         // SAFETY: takes numbers.
         let changed = unsafe { libc::syscall(libc::SYS_setresuid, 65534, 65534, 65534) };
         assert_eq!(changed, 0);
-        Context::attach(1, Capacity::default()).unwrap_err()
+        Context::attach(1, Capacity::default(), Learning::default()).unwrap_err()
     });
     let error = unprivileged.join().unwrap();
     assert!(matches!(error, Error::Privilege(_)), "{error:?}");

@@ -115,6 +115,8 @@ fn every_number_of_the_header_is_mirrored() {
             "EXTFUSE_OUT",
             "EXTFUSE_KEEP_ENTRY",
             "EXTFUSE_KEEP_ATTR",
+            "EXTFUSE_KEEP_OPEN",
+            "EXTFUSE_KEEP_PASSTHRU",
             "EXTFUSE_SECTION_HEADER",
             "EXTFUSE_SECTION_FOOTER",
         ];

@@ -12,7 +12,7 @@ use extfuse::ebpf::cache::Published;
 use extfuse::ebpf::row::{self, boot_time};
 use extfuse::ebpf::stamps::Slot;
 use extfuse::ebpf::tables::{InMemory, Tables};
-use extfuse::ebpf::{Cache, Key, Snapshot, Stamps, Validity};
+use extfuse::ebpf::{Cache, Key, NodeIo, Snapshot, Stamps, Validity};
 use fuser::{FileAttr, FileType, INodeNo};
 use proptest::prelude::*;
 
@@ -45,7 +45,13 @@ fn publish_all(cache: &Cache) {
     let at = cache.snapshot();
     cache.publish_entry(DIR, b"name", NODE, 3, at, ALWAYS);
     cache.publish_negative(DIR, b"absent", at, ALWAYS);
-    cache.publish_attr(NODE, &attr(FileType::RegularFile), true, at, ALWAYS);
+    cache.publish_attr(
+        NODE,
+        &attr(FileType::RegularFile),
+        NodeIo::Passthrough,
+        at,
+        ALWAYS,
+    );
 }
 
 /// What is served of `name`, `absent` and the attributes.
@@ -141,7 +147,7 @@ fn an_answer_asked_before_a_change_is_not_published_after_it() {
     let at = cache.snapshot();
     cache.invalidate(&[Key::Entry(DIR, b"name"), Key::Attr(NODE)]);
     cache.publish_entry(DIR, b"name", NODE, 3, at, ALWAYS);
-    cache.publish_attr(NODE, &attr(FileType::Directory), false, at, ALWAYS);
+    cache.publish_attr(NODE, &attr(FileType::Directory), NodeIo::Daemon, at, ALWAYS);
     cache.publish_negative(DIR, b"absent", at, ALWAYS);
     assert_eq!(served(&cache), [false, true, false]);
     assert_eq!(
@@ -160,7 +166,13 @@ fn passthrough_is_published_while_attributes_change_but_not_for_another_node() {
     let cache = Cache::new(Stamps::in_memory(abi::SLOTS), Handle(tables.clone()), [1, 2]);
     let at = cache.snapshot();
     let change = cache.change(&[Key::Attr(NODE)]);
-    cache.publish_attr(NODE, &attr(FileType::RegularFile), true, at, ALWAYS);
+    cache.publish_attr(
+        NODE,
+        &attr(FileType::RegularFile),
+        NodeIo::Passthrough,
+        at,
+        ALWAYS,
+    );
     assert_eq!(tables.attr(NODE).unwrap().unwrap().flags, abi::ATTR_PASSTHRU);
     drop(change);
     assert!(cache.attr(NODE).is_none());
@@ -168,7 +180,13 @@ fn passthrough_is_published_while_attributes_change_but_not_for_another_node() {
     let other = NodeId(8);
     let at = cache.snapshot();
     cache.invalidate_node(other);
-    cache.publish_attr(other, &attr(FileType::RegularFile), true, at, ALWAYS);
+    cache.publish_attr(
+        other,
+        &attr(FileType::RegularFile),
+        NodeIo::Passthrough,
+        at,
+        ALWAYS,
+    );
     assert!(tables.attr(other).unwrap().is_none());
 }
 
@@ -302,7 +320,7 @@ fn rows_expire() {
     cache.publish_attr(
         NODE,
         &attr(FileType::RegularFile),
-        false,
+        NodeIo::Daemon,
         at,
         Validity::For(Duration::from_secs(1000)),
     );
@@ -359,7 +377,7 @@ fn what_fuse_cannot_ask_for_is_refused() {
     cache.publish_entry(DIR, b"", NODE, 0, at, ALWAYS);
     cache.publish_negative(DIR, &[b'x'; 256], at, ALWAYS);
     cache.publish_entry(DIR, b"name", NodeId(0), 0, at, ALWAYS);
-    cache.publish_attr(NodeId(0), &attr(FileType::Directory), false, at, ALWAYS);
+    cache.publish_attr(NodeId(0), &attr(FileType::Directory), NodeIo::Daemon, at, ALWAYS);
     assert_eq!(
         cache.published(),
         Published {

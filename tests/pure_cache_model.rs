@@ -50,7 +50,7 @@ use std::sync::atomic::{AtomicU64 as Ghost, Ordering::Relaxed};
 use std::time::UNIX_EPOCH;
 
 use abi::{NodeId, SlotKind, StampsLayout};
-use ebpf::cache::{Cache, Key, Validity};
+use ebpf::cache::{Cache, Key, NodeIo, Validity};
 use ebpf::row;
 use ebpf::stamps::{Slot, Snapshot, Stamps};
 use elements::{Elements, Grain};
@@ -246,7 +246,7 @@ impl Model {
             flags: 0,
         };
         self.cache
-            .publish_attr(nodeid, &attr, false, at, Validity::UntilChanged);
+            .publish_attr(nodeid, &attr, NodeIo::Daemon, at, Validity::UntilChanged);
     }
 
     /// Another key's row takes memory that a row of the subject had.

@@ -12,7 +12,7 @@ use super::stamps::{Slot, Stamps};
 use super::tables::{InMemory, Tables};
 use crate::abi::{self, AttrRow, EntryKey, EntryRow, NodeId, SlotKind, XattrKey, XattrRow};
 
-pub use super::row::Validity;
+pub use super::row::{NodeIo, Validity};
 pub use super::stamps::{Change, Snapshot};
 
 /// What changes: for [`Cache::invalidate`] and [`Cache::change`].
@@ -120,26 +120,24 @@ impl Cache {
         self.publish_name(parent, name, None, at, valid);
     }
 
-    /// The attributes of `nodeid`; `passthrough` if its opens get a backing file.
-    pub fn publish_attr(
-        &self,
-        nodeid: NodeId,
-        attr: &FileAttr,
-        passthrough: bool,
-        at: Snapshot,
-        valid: Validity,
-    ) {
+    /// The attributes of `nodeid`, and what else of it needs no daemon.
+    pub fn publish_attr(&self, nodeid: NodeId, attr: &FileAttr, io: NodeIo, at: Snapshot, valid: Validity) {
         if nodeid.0 == 0 {
             return count(&self.refused);
         }
         let slots = attr_slots(nodeid);
-        // Passthrough holds for as long as the node is the node: such a row is worth having even if
-        // its attributes are stale, as those of a file that is being written always are.
-        let needed = if passthrough { &slots[1..] } else { &slots[..] };
+        // How a node opens, and whether it passes through, holds for as long as the node is the node: such
+        // a row is worth having even if its attributes are stale, as those of a file that is being
+        // written always are.
+        let needed = if io == NodeIo::Daemon {
+            &slots[..]
+        } else {
+            &slots[1..]
+        };
         let Some(stamp) = self.publishable(needed, at, valid) else {
             return;
         };
-        let row = row::attr_row(nodeid, attr, passthrough, stamp, valid.expires());
+        let row = row::attr_row(nodeid, attr, io, stamp, valid.expires());
         self.put(|| self.tables.put_attr(nodeid, &row));
     }
 

@@ -14,6 +14,7 @@ use libbpf_rs::{Link, MapCore, MapFlags, MapHandle};
 
 use super::maps::Maps;
 use super::object::{Loaded, Object, ObjectError, Place, listen};
+use super::row::Validity;
 use crate::abi::skeleton::{ExtfuseSkel, ExtfuseSkelBuilder, OpenExtfuseSkel};
 use crate::abi::{self, Miss};
 use crate::sys::bpf::{set_program, update_struct_ops};
@@ -26,6 +27,17 @@ pub(super) const REQUEST_PREFIX: &str = "handle_";
 const REPLY_PREFIX: &str = "reply_";
 /// Maps of these names carry a program that is for no member of what is attached.
 const CARRIER_PREFIX: &str = "carry_";
+
+/// Whose replies tell what a handler of requests would be asked.
+const LEARNT: [(&str, &[&str]); 4] = [
+    (
+        "LOOKUP",
+        &["LOOKUP", "CREATE", "MKNOD", "MKDIR", "SYMLINK", "LINK"],
+    ),
+    ("GETATTR", &["LOOKUP", "GETATTR", "SETATTR"]),
+    ("OPEN", &["OPEN"]),
+    ("OPENDIR", &["OPENDIR"]),
+];
 
 /// Why programs could not be loaded or attached.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +109,21 @@ impl Default for Capacity {
     }
 }
 
+/// What the kernel's own caches may keep of the daemon's answers, beside what handlers answer. By
+/// default, what the daemon says with them: its timeouts, but ended by the next change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Learning {
+    /// How long an answer may be kept, counted from before it was asked, if the daemon's own timeout is
+    /// shorter.
+    pub valid: Option<Validity>,
+    /// Whether the attributes that come with a name are those of the node, with the right inode number.
+    pub entry_attributes: bool,
+    /// Whether files and directories may be opened for reading as they were opened before, without the
+    /// daemon hearing of it. It does when it is asked something about an open file; a daemon that counts
+    /// opens, or decides by who opens, must not allow it.
+    pub opens: bool,
+}
+
 /// How full the maps are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fill {
@@ -152,6 +179,7 @@ struct Wanted {
     conn: u64,
     handlers: bool,
     gate: bool,
+    learning: Learning,
 }
 
 /// The eBPF context of a connection: the program that is loaded, the maps that were created, and
@@ -168,16 +196,17 @@ pub struct Context {
 
 impl Context {
     /// Loads the programs with maps of that capacity and attaches them to the connection of
-    /// that id ([`abi::Setup::conn`]).
+    /// that id ([`abi::Setup::conn`]); `learning` says what they keep of the daemon's answers.
     ///
     /// # Errors
     ///
     /// [`Error`] says what is missing.
-    pub fn attach(conn: u64, capacity: Capacity) -> Result<Self, Error> {
+    pub fn attach(conn: u64, capacity: Capacity, learning: Learning) -> Result<Self, Error> {
         let wanted = Wanted {
             conn,
             handlers: true,
             gate: false,
+            learning,
         };
         Self::new(wanted, capacity, None)
     }
@@ -193,6 +222,7 @@ impl Context {
             conn,
             handlers: false,
             gate: true,
+            learning: Learning::default(),
         };
         let nothing = Capacity {
             entries: 1,
@@ -342,11 +372,18 @@ impl Context {
     /// The names of [`map_fds`](Self::map_fds).
     pub const MAP_NAMES: [&'static str; 4] = ["entry_map", "attr_map", "xattr_map", "handlers"];
 
-    /// Bitmaps of the opcodes that have a handler of requests, and of replies.
+    /// Bitmaps of the opcodes that have a handler of requests, and of replies. What another author's
+    /// handler decides about is not learnt: what the kernel keeps it is not asked about.
     #[must_use]
     pub fn opcodes(&self) -> (u64, u64) {
         let custom = bitmap(self.custom.keys().copied());
-        (self.programs.opcodes | custom, self.programs.replies)
+        let decided = self.custom.keys().filter_map(|opcode| abi::opcode_name(*opcode));
+        let replies = decided.fold(self.programs.replies, |replies, opcode| {
+            let learnt = LEARNT.iter().find(|(decided, _)| *decided == opcode);
+            let learnt = learnt.map_or(&[][..], |(_, replies)| replies);
+            replies & !bitmap(learnt.iter().filter_map(|reply| abi::opcode_of(reply)))
+        });
+        (self.programs.opcodes | custom, replies)
     }
 
     /// The maps for a [`Cache`](super::Cache) to publish to.
@@ -429,6 +466,15 @@ fn bitmap(opcodes: impl IntoIterator<Item = u32>) -> u64 {
 
 /// Loads the programs that are wanted for the connection and puts the handlers into their arrays.
 fn load(mut open: OpenExtfuseSkel<'_>, wanted: Wanted) -> Result<(ExtfuseSkel<'_>, Programs), Error> {
+    if let Some(config) = open.maps.rodata_data.as_deref_mut() {
+        config.learn_age = match wanted.learning.valid {
+            None => 0,
+            Some(Validity::UntilChanged) => abi::NEVER,
+            Some(Validity::For(age)) => u64::try_from(age.as_nanos()).unwrap_or(abi::NEVER),
+        };
+        config.learn_entry_attr = wanted.learning.entry_attributes.into();
+        config.learn_opens = wanted.learning.opens.into();
+    }
     let mut handlers = Vec::new();
     let mut reply_handlers = Vec::new();
     for program in open.open_object().progs() {

@@ -18,6 +18,18 @@ pub enum Validity {
     For(Duration),
 }
 
+/// What of a node's opens and data needs no daemon.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NodeIo {
+    /// Nothing.
+    #[default]
+    Daemon,
+    /// Its opens get a backing file, which READs may go to.
+    Passthrough,
+    /// A directory: it may be opened for the listing that the kernel has, if it is current.
+    Listing,
+}
+
 impl Validity {
     /// Whether what was found out so long ago still holds.
     #[must_use]
@@ -81,7 +93,7 @@ pub fn entry_check(key: &EntryKey, row: &EntryRow) -> u64 {
 /// The check word of an attribute row (`extfuse_attr_check`).
 #[must_use]
 pub fn attr_check(nodeid: NodeId, row: &AttrRow) -> u64 {
-    let head = [nodeid.0, row.stamp, row.expires, row.flags].into_iter();
+    let head = [nodeid.0, row.stamp, row.expires, row.flags, row.open].into_iter();
     let words = row
         .attr
         .bytes()
@@ -120,12 +132,17 @@ pub fn entry_row(
 
 /// The row for the attributes of a node.
 #[must_use]
-pub fn attr_row(nodeid: NodeId, attr: &FileAttr, passthrough: bool, stamp: u64, expires: u64) -> AttrRow {
-    let flags = if passthrough { abi::ATTR_PASSTHRU } else { 0 };
+pub fn attr_row(nodeid: NodeId, attr: &FileAttr, io: NodeIo, stamp: u64, expires: u64) -> AttrRow {
+    let (flags, open) = match io {
+        NodeIo::Daemon => (0, 0),
+        NodeIo::Passthrough => (abi::ATTR_PASSTHRU, 0),
+        NodeIo::Listing => (abi::ATTR_OPEN, 0),
+    };
     let mut row = AttrRow {
         stamp,
         expires,
         flags,
+        open,
         attr: wire_attr(attr),
         ..AttrRow::default()
     };

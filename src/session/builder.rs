@@ -15,6 +15,7 @@ use super::place::Place;
 use super::report::{Facts, Told};
 use super::{Guard, MountOptions, Session, SessionError, Supervisor, Unmounter};
 use crate::control::Server;
+use crate::ebpf::Learning;
 use crate::fs::{Stack, StackOptions, Upcalls};
 use crate::sys::mount::{Detached, Flavor, Parameters, fusermount};
 use crate::sys::mountinfo::Location;
@@ -239,7 +240,13 @@ impl Builder {
 
     /// Handlers, or none and a warning.
     fn attach(&self, device: &File, warnings: &mut Vec<String>) -> Result<Option<Handlers>, SessionError> {
-        match Handlers::attach(device, self.options.entries) {
+        let learning = Learning {
+            valid: Some(self.options.validity()),
+            // fuser can give a name only with the nodeid as inode number.
+            entry_attributes: false,
+            opens: true,
+        };
+        match Handlers::attach(device, self.options.entries, learning) {
             Ok(handlers) => Ok(Some(handlers)),
             Err(error) if self.require_module => Err(error.into()),
             Err(error) => {

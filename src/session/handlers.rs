@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use crate::abi::{self, Counter, Counters, Exit, Status};
 use crate::control::{Fill, Handler, Maps, Program, Refusal, Requests};
-use crate::ebpf::{Cache, Capacity, Context, Object, ObjectError, Stamps, context};
+use crate::ebpf::{Cache, Capacity, Context, Learning, Object, ObjectError, Stamps, context};
 use crate::sys::device::Device;
 
 /// How soon an ejection is noticed while handlers of other authors are loaded: so long all goes up.
@@ -143,7 +143,11 @@ impl Attached {
 
 impl Handlers {
     /// Attaches to the connection of `device`, which must be mounted and INIT not yet answered.
-    pub fn attach(device: impl AsFd, entries: Option<u32>) -> Result<Self, HandlersError> {
+    pub fn attach(
+        device: impl AsFd,
+        entries: Option<u32>,
+        learning: Learning,
+    ) -> Result<Self, HandlersError> {
         let device = Device::new(device.as_fd().try_clone_to_owned()?);
         let setup = device.setup()?;
         let stamps = Stamps::new(device.map_stamps()?);
@@ -155,7 +159,7 @@ impl Handlers {
                 xattrs: rows,
             };
         }
-        let context = Context::attach(setup.conn, capacity)?;
+        let context = Context::attach(setup.conn, capacity, learning)?;
         let cache = Arc::new(Cache::new(stamps, context.maps()?, setup.key));
         Ok(Self {
             attached: Arc::new(Attached {

@@ -269,7 +269,7 @@ fn names() {
     bench.changes(&[bench.entry(dir, "hard"), node(file, &[ATTR])], || {
         fs::hard_link(bench.path("file"), bench.path("dir/hard")).unwrap();
     });
-    bench.changes(&[bench.entry(dir, "hard"), node(file, &[ATTR])], || {
+    bench.changes(&[bench.entry(dir, "hard"), node(file, &[ATTR, NODE])], || {
         fs::remove_file(bench.path("dir/hard")).unwrap();
     });
     // 255 bytes that are not text.
@@ -304,7 +304,7 @@ fn renames() {
         bench.entry(one, "a"),
         bench.entry(two, "b"),
         node(a, &[ATTR]),
-        node(b, &[ATTR]),
+        node(b, &[ATTR, NODE]), // it loses a name
     ];
     bench.changes(&both, || {
         rename("one/a", "two/b", RenameFlags::RENAME_EXCHANGE).unwrap()

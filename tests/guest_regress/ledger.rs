@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
 use extfuse::abi::{Counter, NodeId};
-use extfuse::ebpf::{Cache, Capacity, Context, Stamps, Validity};
+use extfuse::ebpf::{Cache, Capacity, Context, Learning, NodeIo, Stamps, Validity};
 use extfuse::sys::device::Device;
 use fuser::{
     Config, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, ReplyAttr, ReplyEntry, Request,
@@ -92,7 +92,7 @@ fn lookups_are_given_back_exactly() {
         attrs: 64,
         xattrs: 64,
     };
-    let context = Context::attach(setup.conn, capacity).unwrap();
+    let context = Context::attach(setup.conn, capacity, Learning::default()).unwrap();
     let stamps = Stamps::new(device.map_stamps().unwrap());
     let cache = Cache::new(stamps, context.maps().unwrap(), setup.key);
     let ledger = Ledger::default();
@@ -125,7 +125,7 @@ fn lookups_are_given_back_exactly() {
             );
         };
         let now = cache.snapshot();
-        cache.publish_attr(FILE, &attr(FILE.0), false, now, Validity::UntilChanged);
+        cache.publish_attr(FILE, &attr(FILE.0), NodeIo::Daemon, now, Validity::UntilChanged);
         for _ in 0..50 {
             publish("one");
             publish("other");

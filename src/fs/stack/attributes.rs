@@ -46,8 +46,7 @@ impl Stack {
         let snapshot = self.snapshot();
         let attr = self.attr(&at::stat(&*node)?)?;
         if let Some((cache, at)) = snapshot {
-            let passthrough = self.passes_through(attr.kind);
-            cache.publish_attr(id, &attr, passthrough, at, self.options.validity);
+            cache.publish_attr(id, &attr, self.node_io(attr.kind), at, self.options.validity);
         }
         Ok(attr)
     }

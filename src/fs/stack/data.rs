@@ -19,6 +19,7 @@ use super::namespace::component;
 use super::table::Node;
 use super::{Entry, Result, Stack};
 use crate::abi::NodeId;
+use crate::ebpf::NodeIo;
 use crate::sys::at;
 use crate::sys::creds::{Acting, Caller, set_umask};
 use crate::sys::inode_flags::InodeFlags;
@@ -28,7 +29,6 @@ use crate::sys::inode_flags::InodeFlags;
 pub(super) struct OpenFile {
     pub(super) file: File,
     pub(super) writable: bool,
-    node: Arc<Node>,
 }
 
 /// What the kernel is told about an open file.
@@ -129,9 +129,14 @@ impl Stack {
             if !self.passthrough {
                 return Err(io::ErrorKind::Unsupported.into());
             }
-            register(fd.as_fd()).inspect_err(|error| {
-                tracing::debug!(%error, nodeid = node.id.0, "no backing file: reads and writes come up");
-            })
+            // One of its own: it stays for as long as the node, and one for writing would keep others
+            // from executing the file.
+            at::reopen(&*node, OFlag::O_RDONLY | OFlag::O_NONBLOCK)
+                .map_err(io::Error::from)
+                .and_then(|fd| register(fd.as_fd()))
+                .inspect_err(|error| {
+                    tracing::debug!(%error, nodeid = node.id.0, "no backing file: reads and writes come up");
+                })
         });
         let mut reply = FopenFlags::empty();
         reply.set(FopenFlags::FOPEN_KEEP_CACHE, self.options.keep_cache);
@@ -141,7 +146,6 @@ impl Stack {
         let fh = self.files.insert(OpenFile {
             file: File::from(fd),
             writable,
-            node,
         });
         Opened {
             fh,
@@ -153,6 +157,15 @@ impl Stack {
     /// Whether opens of this type get a backing file.
     pub(super) fn passes_through(&self, kind: FileType) -> bool {
         self.passthrough && kind == FileType::RegularFile
+    }
+
+    /// What of a node of this type the kernel may do without us.
+    pub(super) fn node_io(&self, kind: FileType) -> NodeIo {
+        match kind {
+            FileType::Directory => NodeIo::Listing,
+            kind if self.passes_through(kind) => NodeIo::Passthrough,
+            _ => NodeIo::Daemon,
+        }
     }
 
     /// Reads, and hands `reply` the bytes: as many as were asked for, fewer only at the end of the file.
@@ -236,9 +249,7 @@ impl Stack {
     /// # Errors
     /// `EBADF` if the handle is none.
     pub fn release(&self, fh: FileHandle) -> Result<()> {
-        let file = self.files.remove(fh)?;
-        file.node.io.lock().release();
-        Ok(())
+        self.files.remove(fh).map(drop)
     }
 
     /// Brings the data to the disk, and with `!data_only` the attributes.

@@ -44,7 +44,7 @@ impl Stack {
             match &entry {
                 Ok(Entry { node, attr }) => {
                     cache.publish_entry(parent, name.as_bytes(), *node, 0, at, valid);
-                    cache.publish_attr(*node, attr, self.passes_through(attr.kind), at, valid);
+                    cache.publish_attr(*node, attr, self.node_io(attr.kind), at, valid);
                 }
                 Err(Errno::ENOENT) => cache.publish_negative(parent, name.as_bytes(), at, valid),
                 Err(_) => {}

@@ -133,7 +133,7 @@ impl NodeTable {
         let node = Arc::new(Node {
             id,
             kind,
-            io: Mutex::new(IoMode::Closed),
+            io: Mutex::new(IoMode::Undecided),
             fd,
             key,
         });

@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Opens that the daemon does not hear of. Such a file is deferred: it has no fh.
+ * A file that passes through, or a directory whose listing is kept, never needs
+ * one. Whoever does (a request that goes up with the fh in it) sends the OPEN
+ * first, once, in the name of who opened the file.
+ *
+ * Nobody is let in here whom the daemon would not: the kernel checks
+ * permissions, or the mount has a single user; and only for reading.
+ *
+ * An answer is tied to the NODE slot, which UNLINK and RENAME change for a file
+ * that loses a name: a daemon that opens by name could not open it any more. So
+ * they first open for real what is deferred; who is deferred after that has seen
+ * the slot in flight, or was seen (extfuse_settle()).
+ */
+#include "fuse_i.h"
+#include "extfuse_i.h"
+
+#include <linux/cred.h>
+#include <linux/wait_bit.h>
+
+/* May an open with these flags be answered by anybody but the daemon? */
+bool extfuse_may_open(const struct fuse_conn *fc, unsigned int flags)
+{
+	return (flags & O_ACCMODE) == O_RDONLY && !(flags & O_TRUNC) &&
+	       (fc->default_permissions || !fc->allow_other);
+}
+
+/*
+ * May pages that are in the cache be used by a new open file? Each page that its
+ * opening does not drop must be as new as the last change of the data.
+ */
+static bool pages_current(struct extfuse_conn *ext, struct fuse_inode *fi)
+{
+	u64 stamp = READ_ONCE(fi->ext.data_stamp);
+
+	return stamp && extfuse_current(ext, extfuse_node_slot(fi->nodeid, EXTFUSE_SLOT_DATA), stamp);
+}
+
+/* Pages of before the file was opened are gone from the cache. */
+void extfuse_pages_dropped(struct inode *inode, struct fuse_file *ff)
+{
+	struct fuse_inode *fi = get_fuse_inode(inode);
+
+	spin_lock(&fi->lock);
+	if (fi->ext.data_stamp < ff->ext.opened)
+		WRITE_ONCE(fi->ext.data_stamp, ff->ext.opened);
+	spin_unlock(&fi->lock);
+}
+
+static void defer(struct fuse_inode *fi, struct fuse_file *ff, struct file *file, bool isdir)
+{
+	ff->ext.flags = file->f_flags;
+	ff->ext.isdir = isdir;
+	ff->ext.inode = &fi->inode;
+	ff->ext.cred = get_cred(file->f_cred);
+	__set_bit(EXTFUSE_FILE_DEFERRED, &ff->ext.state);
+	spin_lock(&fi->lock);
+	hlist_add_head(&ff->ext.deferred, &fi->ext.deferred);
+	spin_unlock(&fi->lock);
+}
+
+/* It has an fh now, or never will. */
+static void settled(struct fuse_inode *fi, struct fuse_file *ff)
+{
+	spin_lock(&fi->lock);
+	hlist_del_init(&ff->ext.deferred);
+	spin_unlock(&fi->lock);
+}
+
+/*
+ * A file that nobody has opened for real: sets up its I/O. If that cannot be, or
+ * if the answer is not current any more, it is freed, and there was no answer.
+ */
+static bool set_up(struct extfuse_conn *ext, struct file *file, struct fuse_file *ff, bool isdir, u64 stamp)
+{
+	struct inode *inode = file_inode(file);
+	struct fuse_inode *fi = get_fuse_inode(inode);
+
+	if (isdir)
+		ff->open_flags |= FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE;
+	else if (!(ff->open_flags & FOPEN_PASSTHROUGH))
+		ff->open_flags = (ff->open_flags & ~FOPEN_KEEP_CACHE) |
+			(pages_current(ext, fi) ? FOPEN_KEEP_CACHE : 0);
+	file->private_data = ff;
+	if (!isdir && fuse_file_io_open(file, inode))
+		goto miss;
+	defer(fi, ff, file, isdir);
+	/* Pairs with extfuse_settle(): it changes the slot, then looks for us. */
+	smp_mb();
+	if (likely(extfuse_current(ext, extfuse_node_slot(ff->nodeid, EXTFUSE_SLOT_NODE), stamp)))
+		return true;
+	settled(fi, ff);
+	put_cred(ff->ext.cred);
+	if (!isdir && fuse_file_passthrough(ff))
+		fuse_passthrough_release(ff, fuse_inode_backing(fi));
+	fuse_file_io_release(ff, inode);
+miss:
+	file->private_data = NULL;
+	fuse_file_free(ff);
+	return false;
+}
+
+/* Opens @file from what is kept in its inode. */
+static bool open_kept(struct fuse_mount *fm, struct file *file, bool isdir)
+{
+	struct fuse_inode *fi = get_fuse_inode(file_inode(file));
+	struct extfuse_conn *ext = fm->fc->ext;
+	struct extfuse_opening opening;
+	struct fuse_file *ff;
+
+	if (!READ_ONCE(fi->ext.opening.time) || !extfuse_may_open(fm->fc, file->f_flags))
+		return false;
+	spin_lock(&fi->lock);
+	opening = fi->ext.opening;
+	spin_unlock(&fi->lock);
+	if (!extfuse_kept_at(ext, opening.time, opening.stamp))
+		return false;
+	ff = fuse_file_alloc(fm, true);
+	if (!ff)
+		return false;
+	ff->nodeid = fi->nodeid;
+	ff->open_flags = opening.flags;
+	ff->args->open_outarg.backing_id = opening.backing_id;
+	ff->ext.opened = extfuse_snapshot(ext);
+	if (!set_up(ext, file, ff, isdir, opening.stamp))
+		return false;
+	extfuse_count(ext, isdir ? FUSE_OPENDIR : FUSE_OPEN, EXTFUSE_COUNT_KEPT);
+	return true;
+}
+
+int extfuse_open(struct fuse_mount *fm, u64 nodeid, struct file *file, bool isdir)
+{
+	struct extfuse_asked asked = { .inode = file_inode(file) };
+	struct extfuse_conn *ext = fm->fc->ext;
+	struct fuse_file *ff;
+	u64 stamp;
+
+	if (open_kept(fm, file, isdir))
+		return 0;
+	stamp = extfuse_snapshot(ext);
+	ff = fuse_file_open(fm, nodeid, file->f_flags, isdir, &asked);
+	if (!IS_ERR(ff) && asked.answered) {
+		ff->ext.opened = stamp;
+		if (set_up(ext, file, ff, isdir, stamp))
+			return 0;
+		asked.forced = true;
+		stamp = extfuse_snapshot(ext);
+		ff = fuse_file_open(fm, nodeid, file->f_flags, isdir, &asked);
+	}
+	if (IS_ERR(ff))
+		return PTR_ERR(ff);
+	ff->ext.opened = stamp;
+	if (isdir && asked.learned)
+		ff->open_flags |= FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE;
+	file->private_data = ff;
+	return 0;
+}
+
+/* The OPEN that was put off. The caller holds a reference to @ff. */
+static int open_now(struct fuse_file *ff)
+{
+	struct extfuse_asked asked = { .inode = ff->ext.inode, .forced = true };
+	struct fuse_conn *fc = ff->fm->fc;
+	struct fuse_open_out out = {};
+	const struct cred *cred;
+	int err = 0;
+
+	/* A bit lock: whoever waits for the daemon here may be killed. */
+	if (wait_on_bit_lock(&ff->ext.state, EXTFUSE_FILE_OPENING, TASK_KILLABLE))
+		return -EINTR;
+	if (extfuse_deferred(ff)) {
+		cred = override_creds(ff->ext.cred);
+		err = fuse_send_open(ff->fm, ff->nodeid, ff->ext.flags, ff->ext.isdir ? FUSE_OPENDIR : FUSE_OPEN, &out,
+				     &asked);
+		revert_creds(cred);
+		/* A daemon that does without needs no fh. */
+		if (err == -ENOSYS) {
+			if (ff->ext.isdir)
+				fc->no_opendir = 1;
+			else
+				fc->no_open = 1;
+			err = 0;
+		}
+		if (!err) {
+			WRITE_ONCE(ff->fh, out.fh);
+			settled(get_fuse_inode(ff->ext.inode), ff);
+			/* Whoever sees the bit gone sees the fh. */
+			smp_mb__before_atomic();
+			clear_bit(EXTFUSE_FILE_DEFERRED, &ff->ext.state);
+		}
+	}
+	clear_and_wake_up_bit(EXTFUSE_FILE_OPENING, &ff->ext.state);
+	return err;
+}
+
+/* Before a request goes up: the fh that its first argument begins with. May sleep. */
+int extfuse_resolve(struct fuse_args *args)
+{
+	struct fuse_file *ff = args->ext_file;
+	int err;
+
+	if (likely(!ff || !ff->ext.cred))
+		return 0;
+	if (extfuse_deferred(ff)) {
+		err = open_now(ff);
+		if (err)
+			return err;
+	}
+	smp_rmb();
+	*(u64 *)args->in_args[0].value = READ_ONCE(ff->fh);
+	return 0;
+}
+
+/*
+ * @inode is about to lose a name, which has been announced: its slot is in
+ * flight, so no file becomes deferred from here on. An OPEN that fails is left to
+ * whoever uses the file.
+ */
+int extfuse_settle(struct inode *inode)
+{
+	struct fuse_inode *fi = get_fuse_inode(inode);
+	struct fuse_file *ff;
+	int err;
+
+	smp_mb();
+	while (!hlist_empty(&fi->ext.deferred)) {
+		spin_lock(&fi->lock);
+		ff = hlist_entry_safe(fi->ext.deferred.first, struct fuse_file, ext.deferred);
+		/* What is on the list has a reference of its open file: extfuse_released() comes first. */
+		if (ff)
+			refcount_inc(&ff->count);
+		spin_unlock(&fi->lock);
+		if (!ff)
+			break;
+		err = open_now(ff);
+		if (err && err != -EINTR)
+			settled(fi, ff);
+		fuse_file_put(ff, false);
+		if (err == -EINTR)
+			return err;
+	}
+	return 0;
+}
+
+/* The file is closed, with fi->lock; who uses it still has references. */
+void extfuse_released(struct fuse_file *ff)
+{
+	hlist_del_init(&ff->ext.deferred);
+}
+
+/* The last reference goes: true if the daemon never heard of it. */
+bool extfuse_unopened(struct fuse_file *ff, struct fuse_release_in *in)
+{
+	if (likely(!ff->ext.cred))
+		return false;
+	put_cred(ff->ext.cred);
+	/* It may have got one after the release was prepared. */
+	in->fh = ff->fh;
+	return extfuse_deferred(ff);
+}
+
+/* What is on disk of a file that passes through is its backing file's. */
+bool extfuse_fsync(struct file *file, loff_t start, loff_t end, int datasync, int *err)
+{
+	struct fuse_file *ff = file->private_data;
+	const struct cred *cred;
+
+	if (!extfuse_deferred(ff) || !fuse_file_passthrough(ff))
+		return false;
+	cred = override_creds(ff->cred);
+	*err = vfs_fsync_range(fuse_file_passthrough(ff), start, end, datasync);
+	revert_creds(cred);
+	return true;
+}
