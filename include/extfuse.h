@@ -477,13 +477,15 @@ struct extfuse_counters {
 /*
  * SECTIONS: allow STAGE on this connection, by this address space only: a
  * pointer inside written data is trusted from nobody else. EBUSY if another one
- * has it. With WITHHOLD, every WRITE comes without its payload.
+ * has it. With WITHHOLD, every WRITE comes without its payload. Here and for files
+ * that were opened with EXTFUSE_OPEN_WITHHOLD, a payload of less than
+ * `withhold_from` bytes comes with its WRITE all the same.
  */
 #define EXTFUSE_SECTIONS_WITHHOLD (1U << 0)
 
 struct extfuse_sections {
 	__u32 flags; /* EXTFUSE_SECTIONS_* */
-	__u32 reserved;
+	__u32 withhold_from; /* bytes; 0: withhold any */
 };
 
 /*

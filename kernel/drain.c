@@ -33,7 +33,8 @@ bool extfuse_withheld(const struct fuse_req *req)
 	const struct extfuse_conn *ext = req->fm->fc->ext;
 
 	return args->opcode == FUSE_WRITE && args->in_pages && args->in_args[0].size == sizeof(struct fuse_write_in) &&
-	       (args->ext_withhold || READ_ONCE(ext->withhold));
+	       (args->ext_withhold || READ_ONCE(ext->withhold)) &&
+	       args->in_args[args->in_numargs - 1].size >= READ_ONCE(ext->withhold_from);
 }
 
 /* To the daemon: the message without its payload, and the payload's size. */

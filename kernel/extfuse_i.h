@@ -174,6 +174,7 @@ struct extfuse_conn {
 	struct extfuse_counts __percpu *counts;
 	struct mm_struct *mm; /* may STAGE; set once */
 	bool withhold; /* the payload of every WRITE */
+	u32 withhold_from; /* if it has so many bytes */
 
 	/* ranges.c: nodes with a backing file, in buckets that come with the first of them. */
 	spinlock_t backings_lock; /* innermost but for each one's own */

@@ -516,7 +516,7 @@ long extfuse_ioctl_sections(struct extfuse_conn *ext, const struct extfuse_secti
 
 	if (copy_from_user(&args, arg, sizeof(args)))
 		return -EFAULT;
-	if (args.flags & ~EXTFUSE_SECTIONS_WITHHOLD || args.reserved || !mm)
+	if (args.flags & ~EXTFUSE_SECTIONS_WITHHOLD || !mm)
 		return -EINVAL;
 	mmgrab(mm);
 	old = cmpxchg(&ext->mm, NULL, mm);
@@ -525,6 +525,7 @@ long extfuse_ioctl_sections(struct extfuse_conn *ext, const struct extfuse_secti
 		if (old != mm)
 			return -EBUSY;
 	}
+	WRITE_ONCE(ext->withhold_from, args.withhold_from);
 	WRITE_ONCE(ext->withhold, args.flags & EXTFUSE_SECTIONS_WITHHOLD);
 	return 0;
 }

@@ -121,7 +121,7 @@ mirror! {
     SECTION_GATED: u32 = 4, "EXTFUSE_SECTION_GATED";
     /// The same, where it comes back: a program at the gate refused the section.
     SECTION_REFUSED: u32 = 8, "EXTFUSE_SECTION_REFUSED";
-    /// [`Sections::flags`]: every WRITE comes without its payload.
+    /// [`Sections::flags`]: every WRITE comes without its payload, from a size on.
     SECTIONS_WITHHOLD: u32 = 1, "EXTFUSE_SECTIONS_WITHHOLD";
     /// The error of a `fuse_out_header` that stages a section.
     STAGE: u32 = 0x5ec7, "EXTFUSE_STAGE";

@@ -6,9 +6,12 @@ mod frames;
 #[path = "native_splice/mounts.rs"]
 mod mounts;
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use extfuse::splice::channel::WITHHOLD_FROM;
 use extfuse::splice::{FuseBuf, FuseBufVec, Read, Way};
 
 use frames::{Fault, Spot, byte};
@@ -215,12 +218,31 @@ fn readers_at_once_get_each_their_own() {
 
 #[test]
 fn writes_arrive_with_and_without_their_payload() {
-    for withhold in [false, true] {
+    for (withhold, from) in [(false, 0), (true, 0), (true, WITHHOLD_FROM)] {
         let mut setup = Setup::extfuse(Way::Auto, false);
-        setup.mount.withhold = withhold;
+        (setup.mount.withhold, setup.mount.withhold_from) = (withhold, from);
         let mount = setup.mount();
         writes_arrive(&mount);
         assert_eq!(mount.world.withheld.load(Ordering::Relaxed) > 0, withhold);
         mount.end();
     }
+}
+
+#[test]
+fn only_long_payloads_are_withheld_by_default() {
+    let mut setup = Setup::extfuse(Way::Auto, false);
+    setup.mount.withhold = true;
+    let mount = setup.mount();
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).custom_flags(libc::O_DIRECT);
+    let file = options.open(mount.path("to-server")).unwrap();
+    let from = WITHHOLD_FROM as usize;
+    for (size, withheld) in [(4096, 0), (from - 1, 0), (from, 1), (from + 1, 1)] {
+        let before = mount.world.withheld.load(Ordering::Relaxed);
+        file.write_all_at(&vec![b'x'; size], 0).unwrap();
+        let more = mount.world.withheld.load(Ordering::Relaxed) - before;
+        assert_eq!(more, withheld, "{size}");
+    }
+    drop(file);
+    mount.end();
 }

@@ -66,6 +66,10 @@ pub const STAGE_TO: usize = 128 << 10;
 /// From how many bytes on it splices, where they are not.
 pub const SPLICE_FROM: usize = 16 << 10;
 
+/// From how many bytes on it is cheaper to send a withheld payload than one that came with its WRITE, and
+/// the default of [`MountOptions::withhold_from`](super::MountOptions): the two cross between 11 and 14 KiB.
+pub const WITHHOLD_FROM: u32 = 16 << 10;
+
 /// How the payload of an answer gets from its sources to the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Way {
@@ -222,14 +226,15 @@ pub enum ChannelError {
 
 impl Channel {
     /// For the device of a mount that was made and whose INIT is not answered yet: the module can't give
-    /// it sections later. With `withhold`, WRITEs come without their payload then.
+    /// it sections later. With `withhold`, WRITEs of so many bytes and more come without their payload
+    /// then ([`WITHHOLD_FROM`]).
     ///
     /// `timeout` is how long an answer may take to come from its sources.
     ///
     /// # Errors
     ///
     /// Those of the module; it not being there is none.
-    pub fn new(device: impl AsFd, withhold: bool, timeout: Duration) -> io::Result<Self> {
+    pub fn new(device: impl AsFd, withhold: Option<u32>, timeout: Duration) -> io::Result<Self> {
         let device = device.as_fd().try_clone_to_owned()?;
         let sections = set_up(&device, withhold)?.is_some();
         Ok(Self::of(device, sections, timeout, Gate::Unwanted))
@@ -251,7 +256,7 @@ impl Channel {
     /// If the object has no such program, or the verifier refuses it; or as [`new`](Self::new).
     pub fn with_gate(
         device: impl AsFd,
-        withhold: bool,
+        withhold: Option<u32>,
         timeout: Duration,
         gate: &Object,
     ) -> Result<Self, ChannelError> {
@@ -554,7 +559,7 @@ impl Channel {
 }
 
 /// Gives the connection what sections need; its id, if it is one of the module's.
-fn set_up(device: &OwnedFd, withhold: bool) -> io::Result<Option<u64>> {
+fn set_up(device: &OwnedFd, withhold: Option<u32>) -> io::Result<Option<u64>> {
     let ioctls = Device::new(device);
     match ioctls.setup() {
         Ok(setup) => {

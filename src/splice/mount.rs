@@ -11,7 +11,7 @@ use fuser::{Filesystem, SessionACL};
 use nix::errno::Errno;
 use nix::unistd::{getegid, geteuid};
 
-use super::channel::{Channel, ChannelError};
+use super::channel::{Channel, ChannelError, WITHHOLD_FROM};
 use crate::ebpf::Object;
 use crate::session::{PlaceError, SessionError, Unmounter};
 use crate::sys::lent::Lent;
@@ -32,6 +32,8 @@ pub struct MountOptions {
     pub require_module: bool,
     /// WRITEs come without their payload, where the module is.
     pub withhold: bool,
+    /// Those of so many bytes and more.
+    pub withhold_from: u32,
     /// A program that accepts or refuses frames in the kernel, where that can be: see
     /// [`Channel::with_gate`].
     pub gate: Option<Object>,
@@ -55,6 +57,7 @@ impl Default for MountOptions {
             stock: false,
             require_module: false,
             withhold: false,
+            withhold_from: WITHHOLD_FROM,
             gate: None,
             allow_other: None,
             read_only: false,
@@ -221,7 +224,8 @@ impl<FS: Filesystem> Drop for Mounted<FS> {
 }
 
 fn channel(device: &OwnedFd, options: &MountOptions) -> Result<Channel, SessionError> {
-    let (withhold, timeout) = (options.withhold, options.timeout);
+    let withhold = options.withhold.then_some(options.withhold_from);
+    let timeout = options.timeout;
     let Some(gate) = &options.gate else {
         return Channel::new(device, withhold, timeout).map_err(SessionError::Handshake);
     };

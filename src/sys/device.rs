@@ -147,15 +147,15 @@ impl<F: AsFd> Device<F> {
     }
 
     /// Allows [`stage`](Self::stage) on this connection, by this address space only; with `withhold`,
-    /// every WRITE comes without its payload.
+    /// every WRITE of so many bytes and more comes without its payload.
     ///
     /// # Errors
     ///
     /// EBUSY if another address space has it.
-    pub fn sections(&self, withhold: bool) -> io::Result<()> {
+    pub fn sections(&self, withhold: Option<u32>) -> io::Result<()> {
         let sections = Sections {
-            flags: if withhold { abi::SECTIONS_WITHHOLD } else { 0 },
-            reserved: 0,
+            flags: withhold.map_or(0, |_| abi::SECTIONS_WITHHOLD),
+            withhold_from: withhold.unwrap_or(0),
         };
         // SAFETY: as in `setup`.
         unsafe { ioc::sections(self.raw(), &raw const sections) }?;

@@ -121,8 +121,45 @@ fn writes_of_every_size_to_every_receiver() {
 }
 
 #[test]
+fn a_payload_below_the_bound_comes_with_its_write() {
+    let served = Served::with(SIZE, |device| device.sections(Some(5000)).unwrap());
+    for (name, bound) in [("direct", 5000), ("direct-withheld", 5000), ("direct", u32::MAX)] {
+        served.device.sections(Some(bound)).unwrap();
+        for length in [1, 4999, 5000, 5001, 100_000] {
+            let (file, ours) = (served.open(name), bytes(3, length));
+            let written = served.while_writing(
+                move || file.write_at(&ours, 3),
+                |write| {
+                    let payload = bytes(write.offset, write.withheld.unwrap_or(0) as usize);
+                    if length < bound as usize {
+                        assert_eq!((write.withheld, write.data.len()), (None, length), "{name}");
+                        assert_eq!(write.data, bytes(3, length));
+                    } else {
+                        assert_eq!((payload.len(), write.data.len()), (length, 0), "{name}");
+                        drained(&write, &payload, [1, 7], Kind::Tcp);
+                    }
+                    write.written(length as u32);
+                },
+            );
+            assert_eq!(written.unwrap(), length);
+        }
+    }
+    // Without the flag the bound is that of files which were opened for it.
+    served.device.sections(None).unwrap();
+    let (plain, withheld) = (served.open("direct"), served.open("direct-withheld"));
+    for (file, expected) in [(plain, None), (withheld, Some(10))] {
+        let write = move || file.write_at(&bytes(0, 10), 0);
+        let written = served.while_writing(write, |write| {
+            assert_eq!(write.withheld, expected);
+            write.written(10);
+        });
+        assert_eq!(written.unwrap(), 10);
+    }
+}
+
+#[test]
 fn buffered_o_direct_and_mapped_writes() {
-    let served = Served::with(SIZE, |device| device.sections(true).unwrap());
+    let served = Served::with(SIZE, |device| device.sections(Some(0)).unwrap());
     let writers: [fn(&Served) -> JoinHandle<()>; 3] = [
         |served| {
             let file = served.open("cached");

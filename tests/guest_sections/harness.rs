@@ -259,7 +259,7 @@ pub struct Served {
 impl Served {
     /// Its files have `size` bytes.
     pub fn new(size: u64) -> Self {
-        Self::with(size, |device| device.sections(false).unwrap())
+        Self::with(size, |device| device.sections(None).unwrap())
     }
 
     /// `before` is called between SETUP and INIT.

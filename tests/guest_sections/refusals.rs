@@ -349,10 +349,10 @@ fn stage_is_for_one_address_space_only() {
         let message = stage_message(read.unique, mem.as_mut_ptr() as u64, &frame, frame.section(0));
         let stage = || served.message(&message).map(drop);
         assert_eq!(errno(&stage()), libc::EPERM, "without SECTIONS");
-        served.device.sections(false).unwrap();
-        served.device.sections(false).unwrap();
+        served.device.sections(None).unwrap();
+        served.device.sections(None).unwrap();
         assert_eq!(in_child(stage), libc::EPERM);
-        assert_eq!(in_child(|| served.device.sections(false)), libc::EBUSY);
+        assert_eq!(in_child(|| served.device.sections(None)), libc::EBUSY);
         stage().unwrap();
         frame.assert_staged(&mem);
         read.commit();
@@ -394,7 +394,7 @@ fn devices_without_sections() {
         let device = Device::new(fd.try_clone().unwrap());
         let attempts = |write: i32| {
             let (mut fill, mut drain) = (Fill::default(), Drain::default());
-            assert_eq!(errno(&device.sections(false)), ioctl, "{path}");
+            assert_eq!(errno(&device.sections(None)), ioctl, "{path}");
             assert_eq!(errno(&device.fill(&mut fill, &mut [])), ioctl, "{path}");
             assert_eq!(errno(&device.drain(&mut drain, &mut [])), ioctl, "{path}");
             let written = nix::unistd::write(&fd, &message).map_err(io::Error::from);

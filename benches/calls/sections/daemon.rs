@@ -390,7 +390,7 @@ pub fn run(way: Way, server: &Address, mountpoint: &Path, stock: bool) -> Result
     if way.needs_module() {
         sections.setup().context("the module cannot be set up")?;
         sections
-            .sections(way == Way::Drain)
+            .sections((way == Way::Drain).then_some(0))
             .context("sections are not allowed")?;
     }
     let pipe = pipe2(OFlag::O_CLOEXEC)?;
