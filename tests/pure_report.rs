@@ -4,7 +4,11 @@
 #[path = "../benches/calls/report.rs"]
 mod report;
 
-use report::{Row, aims, columns, counted, grouped, json, markdown, text, value};
+#[path = "../benches/calls/only.rs"]
+mod only;
+
+use only::Only;
+use report::{Row, aims, columns, counted, grouped, json, markdown, merged, text, value};
 
 fn row(case: &str, variant: &str, metric: &str, value: f64) -> Row {
     let unit = format!("{metric}/call");
@@ -101,4 +105,45 @@ fn a_missed_aim_is_told_from_a_met_one() {
         value(&figures, "pread-4k", "native", "instructions"),
         Some(1000.0)
     );
+}
+
+#[test]
+fn a_suite_that_is_measured_again_takes_its_old_place() {
+    let of = |suite: &str, value| Row {
+        suite: suite.into(),
+        ..row("stat", "native", "instructions", value)
+    };
+    let old = vec![of("meta", 1.0), of("data", 2.0), of("data", 3.0)];
+    let values = |rows: Vec<Row>| -> Vec<(String, f64)> {
+        rows.into_iter().map(|row| (row.suite, row.value)).collect()
+    };
+    let pairs = |pairs: &[(&str, f64)]| -> Vec<(String, f64)> {
+        pairs
+            .iter()
+            .map(|&(suite, value)| (suite.into(), value))
+            .collect()
+    };
+    let new = vec![of("sections", 5.0), of("meta", 4.0)];
+    assert_eq!(
+        values(merged(old.clone(), new)),
+        pairs(&[("meta", 4.0), ("data", 2.0), ("data", 3.0), ("sections", 5.0)])
+    );
+    assert_eq!(merged(old.clone(), vec![]), old);
+    assert_eq!(merged(vec![], old.clone()), old);
+}
+
+#[test]
+fn a_star_stands_for_anything_in_the_name_of_a_case() {
+    let takes = |pattern: &str, name| Only::new(vec![pattern.into()]).takes(name);
+    assert!(takes("tcp-direct-4k", "tcp-direct-4k"));
+    assert!(!takes("tcp-direct-4k", "tcp-direct-4k-crc"));
+    assert!(takes("tcp-direct-4k*", "tcp-direct-4k"));
+    assert!(takes("tcp-direct-4k*", "tcp-direct-4k-crc"));
+    assert!(takes("*-4k*", "unix-direct-4k-crc"));
+    assert!(takes("tcp*crc", "tcp-direct-4k-crc"));
+    assert!(!takes("tcp*crc", "unix-direct-4k-crc"));
+    assert!(!takes("*crc", "tcp-direct-4k"));
+    assert!(takes("*", ""));
+    assert!(Only::default().takes("anything"));
+    assert!(Only::new(vec!["a".into(), "b".into()]).takes("b"));
 }

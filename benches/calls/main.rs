@@ -7,6 +7,7 @@ mod cases;
 mod demo;
 mod measure;
 mod mounts;
+mod only;
 mod report;
 mod scale;
 mod sections;
@@ -22,6 +23,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use cases::{Case, Ending};
 use measure::Shape;
 use mounts::{Place, STOCK_VARIANTS, VARIANTS, Variant};
+use only::Only;
 use report::Row;
 use sections::Way;
 use sections::frame::Address;
@@ -58,6 +60,9 @@ enum Action {
     Run {
         #[arg(value_enum, required = true)]
         suites: Vec<Suite>,
+        /// Only cases of this name, in which * stands for anything; may be repeated. Of `scale`: all
+        #[arg(long, value_name = "CASE")]
+        only: Vec<String>,
         /// Where the tree is made and the mounts appear
         #[arg(long)]
         base: PathBuf,
@@ -75,6 +80,15 @@ enum Action {
         file: PathBuf,
         #[arg(long)]
         markdown: bool,
+        /// This one's only
+        #[arg(long, value_enum)]
+        suite: Option<Suite>,
+    },
+    /// Put the suites of a JSON file into another one, in the place of what it has of them
+    Merge {
+        file: PathBuf,
+        #[arg(long)]
+        into: PathBuf,
     },
     /// Compare one directory on native, stock FUSE and extfuse, for people
     Demo {
@@ -128,8 +142,15 @@ fn act(action: Action) -> Result<()> {
             }
             Ok(())
         }
-        Action::Run { suites, base, smoke } => {
-            print!("{}", report::json(&run(&suites, base, smoke)?)?);
+        Action::Run {
+            suites,
+            only,
+            base,
+            smoke,
+        } => {
+            let rows = run(&suites, Only::new(only), base, smoke)?;
+            ensure!(!rows.is_empty(), "no such case");
+            print!("{}", report::json(&rows)?);
             Ok(())
         }
         Action::Lookups { append } => {
@@ -138,7 +159,21 @@ fn act(action: Action) -> Result<()> {
             fs::write(&append, report::json(&rows)?)
                 .with_context(|| format!("cannot write {}", append.display()))
         }
-        Action::Table { file, markdown } => table(&read(&file)?, markdown),
+        Action::Table {
+            file,
+            markdown,
+            suite,
+        } => {
+            let mut rows = read(&file)?;
+            if let Some(suite) = suite.and_then(|suite| suite.to_possible_value()) {
+                rows.retain(|row| row.suite == suite.get_name());
+            }
+            table(&rows, markdown)
+        }
+        Action::Merge { file, into } => {
+            let rows = report::merged(read(&into)?, read(&file)?);
+            fs::write(&into, report::json(&rows)?).with_context(|| format!("cannot write {}", into.display()))
+        }
         Action::Demo {
             directory,
             base,
@@ -191,7 +226,7 @@ fn metric(smoke: bool) -> Result<&'static str> {
     Ok("instructions")
 }
 
-fn run(suites: &[Suite], base: PathBuf, smoke: bool) -> Result<Vec<Row>> {
+fn run(suites: &[Suite], only: Only, base: PathBuf, smoke: bool) -> Result<Vec<Row>> {
     let metric = metric(smoke)?;
     let bench = Bench {
         base,
@@ -200,13 +235,20 @@ fn run(suites: &[Suite], base: PathBuf, smoke: bool) -> Result<Vec<Row>> {
         many: if smoke { 200 } else { cases::MANY },
     };
     let mut rows = Vec::new();
-    let plain: Vec<(&str, &[Case])> = suites
+    let wanted = |all: &[Case]| -> Vec<Case> {
+        all.iter()
+            .copied()
+            .filter(|case| only.takes(case.name()))
+            .collect()
+    };
+    let plain: Vec<(&str, Vec<Case>)> = suites
         .iter()
         .filter_map(|suite| match suite {
-            Suite::Meta => Some(("meta", cases::META)),
-            Suite::Data => Some(("data", cases::DATA)),
+            Suite::Meta => Some(("meta", wanted(cases::META))),
+            Suite::Data => Some(("data", wanted(cases::DATA))),
             Suite::Scale | Suite::Sections => None,
         })
+        .filter(|(_, cases)| !cases.is_empty())
         .collect();
     if !plain.is_empty() {
         rows.append(&mut bench.cases(&plain)?);
@@ -215,7 +257,7 @@ fn run(suites: &[Suite], base: PathBuf, smoke: bool) -> Result<Vec<Row>> {
         rows.append(&mut scale::run(&bench.base, metric)?);
     }
     if suites.contains(&Suite::Sections) {
-        rows.append(&mut sections::run(&bench.base, metric, smoke)?);
+        rows.append(&mut sections::run(&bench.base, metric, only, smoke)?);
     }
     Ok(rows)
 }
@@ -236,7 +278,7 @@ struct Controls {
 
 impl Bench {
     /// All variants, one after the other, over the same tree; rows ordered by suite and case.
-    fn cases(&self, suites: &[(&'static str, &[Case])]) -> Result<Vec<Row>> {
+    fn cases(&self, suites: &[(&'static str, Vec<Case>)]) -> Result<Vec<Row>> {
         let tree = self.base.join("tree");
         tree::make(&tree, self.many)?;
         let variants = if self.smoke { STOCK_VARIANTS } else { VARIANTS };
@@ -246,7 +288,7 @@ impl Bench {
             let place = Place::new(variant, &tree, &self.base.join("mnt"), &[])?;
             let mut rows = Vec::new();
             controls.push(self.controls(&place)?);
-            for &(suite, cases) in suites {
+            for (suite, cases) in suites {
                 for &case in cases {
                     let (cost, upcalls) = self
                         .case(case, &place)
@@ -260,7 +302,7 @@ impl Bench {
                         );
                     }
                     let row = |metric: &str, value: f64| Row {
-                        suite: suite.into(),
+                        suite: (*suite).into(),
                         case: case.name().into(),
                         variant: variant.name().into(),
                         metric: metric.into(),

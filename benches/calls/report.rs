@@ -25,6 +25,18 @@ pub fn json(rows: &[Row]) -> serde_json::Result<String> {
     Ok(format!("[\n{}\n]\n", lines.join(",\n")))
 }
 
+/// `old` with what `new` has of its suites: in the place of the old figures, or at the end.
+pub fn merged(old: Vec<Row>, new: Vec<Row>) -> Vec<Row> {
+    let mut all = Vec::new();
+    for suite in distinct(&[&old[..], &new[..]].concat(), |row| &row.suite) {
+        let of =
+            |rows: &[Row]| -> Vec<Row> { rows.iter().filter(|row| row.suite == suite).cloned().collect() };
+        let fresh = of(&new);
+        all.append(&mut if fresh.is_empty() { of(&old) } else { fresh });
+    }
+    all
+}
+
 /// `30564` as `30 564`, the way the tables print it.
 pub fn grouped(number: f64) -> String {
     let digits = format!("{:.0}", number.abs());

@@ -18,6 +18,7 @@ use clap::ValueEnum;
 use nix::sys::stat::fstat;
 
 use crate::measure::{self, Shape};
+use crate::only::Only;
 use crate::report::Row;
 use application::{Application, Peer};
 use daemon::Asked;
@@ -178,6 +179,7 @@ const STRETCH: usize = 24;
 struct Bench<'a> {
     base: &'a Path,
     metric: &'static str,
+    only: Only,
     smoke: bool,
     server: Party,
     application: Application,
@@ -192,13 +194,14 @@ struct Place {
 }
 
 /// Rows ordered by case.
-pub fn run(base: &Path, metric: &'static str, smoke: bool) -> Result<Vec<Row>> {
+pub fn run(base: &Path, metric: &'static str, only: Only, smoke: bool) -> Result<Vec<Row>> {
     let socket = base.join("sections.socket");
     let arguments = ["sections-server", socket.to_str().context("not UTF-8")?];
     let (server, Listening { port }) = Party::start("server", &arguments)?;
     let mut bench = Bench {
         base,
         metric,
+        only,
         smoke,
         server,
         application: Application::new(),
@@ -208,7 +211,9 @@ pub fn run(base: &Path, metric: &'static str, smoke: bool) -> Result<Vec<Row>> {
         (Link::Tcp, Address::Tcp(port)),
         (Link::Unix, Address::Unix(socket)),
     ] {
-        rows.append(&mut bench.link(link, &address)?);
+        if cases(link).any(|case| bench.only.takes(&case.name())) {
+            rows.append(&mut bench.link(link, &address)?);
+        }
     }
     bench.server.end()?;
     Ok(rows)
@@ -226,7 +231,9 @@ impl Bench<'_> {
         };
         let before = self.transport(control, address)?;
         for &way in Way::value_variants() {
-            if self.smoke && way.needs_module() {
+            let wanted = |case: &Case| way.does(*case) && self.only.takes(&case.name());
+            let wanted: Vec<Case> = cases(link).filter(wanted).collect();
+            if wanted.is_empty() || self.smoke && way.needs_module() {
                 continue;
             }
             let mut place = self.place(way, address)?;
@@ -235,7 +242,7 @@ impl Bench<'_> {
             }
             let mut rows = Vec::new();
             let mut stretched = None;
-            for case in cases(link).filter(|&case| way.does(case)) {
+            for case in wanted {
                 // Where it is only tried, nobody may make pipes that have room for everything.
                 if self.smoke && way == Way::Splice && case.bytes == LONGEST {
                     continue;
