@@ -106,6 +106,14 @@ EXTFUSE_REPLY(reply_open)
 	return 0;
 }
 
+/* STATFS: comes without a lifetime. */
+EXTFUSE_REPLY(reply_statfs)
+{
+	if (!c->error)
+		learn(c, EXTFUSE_KEEP_STATFS, 0, 0);
+	return 0;
+}
+
 EXTFUSE_REPLY(reply_opendir)
 {
 	if (learn_opens && !c->error)

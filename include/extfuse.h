@@ -123,6 +123,7 @@ struct extfuse_ops {
 #define EXTFUSE_KEEP_ATTR 1
 #define EXTFUSE_KEEP_OPEN 2 /* how a file or directory opens: others may be opened so without the daemon */
 #define EXTFUSE_KEEP_PASSTHRU 3 /* READ of a backing file: the verdict */
+#define EXTFUSE_KEEP_STATFS 4 /* bpf_extfuse_learn(): how full the file system is, until anything changes */
 
 /*
  * ---- Stamps --------------------------------------------------------------

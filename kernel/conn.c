@@ -70,6 +70,7 @@ static struct extfuse_conn *conn_alloc(struct fuse_conn *fc)
 		return NULL;
 	ext->fc = fc;
 	INIT_LIST_HEAD(&ext->list);
+	spin_lock_init(&ext->space.lock);
 	spin_lock_init(&ext->backings_lock);
 	get_random_bytes(&ext->key, sizeof(ext->key));
 	do {

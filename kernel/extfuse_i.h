@@ -85,6 +85,8 @@ void extfuse_keep_attr(struct inode *inode, const struct fuse_args *args, u64 ve
 void extfuse_keep_attr_locked(struct fuse_inode *fi, const struct fuse_args *args);
 void extfuse_keep_entry(struct dentry *entry, const struct extfuse_keep *kept);
 void extfuse_keep_open(struct extfuse_asked *asked, const struct fuse_args *args, const struct fuse_open_out *out);
+bool extfuse_statfs_kept(struct dentry *dentry, struct fuse_kstatfs *st);
+void extfuse_keep_statfs(struct extfuse_conn *ext, const struct fuse_args *args, const struct fuse_kstatfs *st);
 bool extfuse_listing_kept(struct inode *inode);
 bool extfuse_listing_stale(struct inode *inode);
 void extfuse_listing_grows(struct file *file, bool first);
@@ -182,6 +184,15 @@ struct extfuse_conn {
 	u64 backing_ids;
 	u32 nr_backings;
 	bool backings_ended;
+
+	/* The last answer to STATFS that may be kept. Its lock is innermost. */
+	struct {
+		spinlock_t lock;
+		u64 time; /* as i_time; 0: none */
+		u64 stamp;
+		u64 nodeid;
+		struct fuse_kstatfs st;
+	} space;
 
 	/*
 	 * The attached program set. Written under extfuse_lock, read under RCU:

@@ -162,6 +162,11 @@ int extfuse_may_learn(struct extfuse_call *call, u32 what, u64 expires)
 			return -EINVAL;
 		keep(args, what, name_slot(call->ext, args, args->opcode == FUSE_SYMLINK ? 0 : 1), stamp, expires, true);
 		return 0;
+	case FUSE_STATFS:
+		if (what != EXTFUSE_KEEP_STATFS || err)
+			return -EINVAL;
+		keep(args, 0, EXTFUSE_SLOT_CONN, stamp, expires, false);
+		return 0;
 	case FUSE_OPEN:
 	case FUSE_OPENDIR:
 		if (what != EXTFUSE_KEEP_OPEN || err)
@@ -329,4 +334,37 @@ struct folio *extfuse_listing_folio(struct file *file, loff_t pos)
 	if (ext && pos)
 		folio = folio_alloc(GFP_KERNEL | __GFP_NOWARN | __GFP_NORETRY, get_order(EXTFUSE_LISTING_SIZE));
 	return folio ?: folio_alloc(GFP_KERNEL, 0);
+}
+
+/*
+ * How full the file system is. Any change may make it fuller, so the answer to the
+ * last question is good until the clock ticks.
+ */
+bool extfuse_statfs_kept(struct dentry *dentry, struct fuse_kstatfs *st)
+{
+	struct extfuse_conn *ext = get_fuse_conn_super(dentry->d_sb)->ext;
+	bool is;
+
+	spin_lock(&ext->space.lock);
+	*st = ext->space.st;
+	is = ext->space.time && ext->space.nodeid == get_node_id(d_inode(dentry)) &&
+	     extfuse_kept_at(ext, ext->space.time, ext->space.stamp) && extfuse_snapshot(ext) == ext->space.stamp;
+	spin_unlock(&ext->space.lock);
+	if (is)
+		extfuse_count(ext, FUSE_STATFS, EXTFUSE_COUNT_KEPT);
+	return is;
+}
+
+void extfuse_keep_statfs(struct extfuse_conn *ext, const struct fuse_args *args, const struct fuse_kstatfs *st)
+{
+	const struct extfuse_keep *kept = &args->ext_keep[0];
+
+	if (!kept->time)
+		return;
+	spin_lock(&ext->space.lock);
+	ext->space.time = kept->time;
+	ext->space.stamp = kept->stamp;
+	ext->space.nodeid = args->nodeid;
+	ext->space.st = *st;
+	spin_unlock(&ext->space.lock);
 }

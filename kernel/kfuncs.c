@@ -280,8 +280,10 @@ __bpf_kfunc int bpf_extfuse_keep_absent(struct extfuse_ctx *ctx, u64 nodeid, u64
 
 /**
  * bpf_extfuse_learn - let the kernel's own caches keep what the daemon has answered
- * @ctx: the request, in `reply`: LOOKUP, GETATTR, SETATTR, CREATE, MKNOD, MKDIR, SYMLINK, LINK, OPEN, OPENDIR
- * @what: EXTFUSE_KEEP_ENTRY (that it does not exist, too), EXTFUSE_KEEP_ATTR or EXTFUSE_KEEP_OPEN
+ * @ctx: the request, in `reply`: LOOKUP, GETATTR, SETATTR, CREATE, MKNOD, MKDIR, SYMLINK, LINK, OPEN, OPENDIR,
+ *	STATFS
+ * @what: EXTFUSE_KEEP_ENTRY (that it does not exist, too), EXTFUSE_KEEP_ATTR, EXTFUSE_KEEP_OPEN or
+ *	EXTFUSE_KEEP_STATFS
  * @expires: boot-time ns, or EXTFUSE_NEVER
  *
  * It is used until then, for as long as nothing has changed since before the daemon was asked.
@@ -292,7 +294,7 @@ __bpf_kfunc int bpf_extfuse_learn(struct extfuse_ctx *ctx, u32 what, u64 expires
 {
 	struct extfuse_call *call = to_call(ctx);
 
-	if (!call->args || !call->replied || what > EXTFUSE_KEEP_OPEN || extfuse_may_learn(call, what, expires))
+	if (!call->args || !call->replied || extfuse_may_learn(call, what, expires))
 		return misuse(call, -EINVAL, "learning what was not answered");
 	return 0;
 }

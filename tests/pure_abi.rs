@@ -117,6 +117,7 @@ fn every_number_of_the_header_is_mirrored() {
             "EXTFUSE_KEEP_ATTR",
             "EXTFUSE_KEEP_OPEN",
             "EXTFUSE_KEEP_PASSTHRU",
+            "EXTFUSE_KEEP_STATFS",
             "EXTFUSE_SECTION_HEADER",
             "EXTFUSE_SECTION_FOOTER",
         ];

@@ -294,3 +294,48 @@ fn what_was_just_made_or_changed_is_known() {
         tree.assert_same("dir/file");
     });
 }
+
+#[test]
+fn free_space_is_asked_again_after_each_change() {
+    on_each(|tree| {
+        let free = || nix::sys::statvfs::statvfs(tree.root()).unwrap().blocks_free();
+        let behind = || {
+            nix::sys::statvfs::statvfs(&tree.behind(""))
+                .unwrap()
+                .blocks_free()
+        };
+        free();
+        let before = silent(tree, free);
+        for round in 0..3 {
+            fs::write(tree.at("file"), vec![round; 1 << 20]).unwrap();
+            File::open(tree.at("file")).unwrap().sync_all().unwrap();
+            assert_eq!(free(), behind());
+        }
+        assert!(free() < before);
+        fs::remove_file(tree.at("file")).unwrap();
+        assert_eq!(free(), behind());
+    });
+}
+
+#[test]
+fn a_symlink_is_followed_without_the_daemon_until_it_is_another() {
+    on_each(|tree| {
+        known(tree, "one", "1");
+        known(tree, "two", "2");
+        std::os::unix::fs::symlink("one", tree.at("link")).unwrap();
+        for _ in 0..2 {
+            assert_eq!(fs::read_to_string(tree.at("link")).unwrap(), "1");
+        }
+        assert_eq!(silent(tree, || fs::read_to_string(tree.at("link")).unwrap()), "1");
+        assert_eq!(
+            silent(tree, || fs::read_link(tree.at("link")).unwrap()).to_str(),
+            Some("one")
+        );
+        std::os::unix::fs::symlink("two", tree.at("new")).unwrap();
+        fs::rename(tree.at("new"), tree.at("link")).unwrap();
+        assert_eq!(fs::read_to_string(tree.at("link")).unwrap(), "2");
+        fs::remove_file(tree.at("link")).unwrap();
+        std::os::unix::fs::symlink("one", tree.at("link")).unwrap();
+        assert_eq!(fs::read_link(tree.at("link")).unwrap().to_str(), Some("one"));
+    });
+}

@@ -121,8 +121,11 @@ impl Filesystem for Stack {
             warn!(?missing, "the kernel's FUSE lacks what a safe mount needs");
             return Err(Errno::EOPNOTSUPP.into());
         }
-        let wanted =
-            InitFlags::FUSE_PARALLEL_DIROPS | InitFlags::FUSE_ASYNC_DIO | InitFlags::FUSE_AUTO_INVAL_DATA;
+        // A node is an inode of the source, whose target never changes: another symlink is another node.
+        let wanted = InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_ASYNC_DIO
+            | InitFlags::FUSE_AUTO_INVAL_DATA
+            | InitFlags::FUSE_CACHE_SYMLINKS;
         for flag in wanted.iter() {
             if config.add_capabilities(flag).is_err() {
                 debug!(?flag, "not offered by the kernel");
