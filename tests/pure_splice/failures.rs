@@ -6,10 +6,13 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
+use std::process::Command;
+use std::sync::atomic::AtomicU8;
 use std::time::Duration;
-use std::{ptr, thread};
+use std::{env, ptr, thread};
 
 use extfuse::splice::{BufFlags, CopyFlags, Fd, FuseBuf, FuseBufVec, Mem, copy};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::pipe;
 
 use super::{NONE, WAYS, nonblocking, pattern, small, vec};
@@ -393,4 +396,64 @@ fn what_was_not_spliced_does_not_change_with_its_file() {
     let mut bytes = [0; 4096];
     File::from(read).read_exact(&mut bytes).unwrap();
     assert!(bytes.iter().all(|byte| *byte == 1));
+}
+
+/// A destination with positions that can be written, but not spliced to: this process's memory. All but
+/// what the first pipe held goes by read(2) and write(2), from where that ended.
+#[test]
+fn what_follows_a_refused_splice_goes_where_it_belongs() {
+    let data = pattern(4, 3 << 20);
+    let file = tempfile::tempfile().unwrap();
+    file.write_all_at(&[&[9; 10], &data[..]].concat(), 0).unwrap();
+    let memory = File::options().write(true).open("/proc/self/mem").unwrap();
+    for flags in [NONE, CopyFlags::NO_SPLICE, CopyFlags::FORCE_SPLICE] {
+        let room: Vec<AtomicU8> = (0..data.len() + 20).map(|_| AtomicU8::new(7)).collect();
+        let address = room.as_ptr().expose_provenance() as u64;
+        let mut src = vec([FuseBuf::file(&file, 10, data.len())]);
+        let mut dst = vec([FuseBuf::file(&memory, address + 10, data.len())]);
+        let copied = copy(&mut dst, &mut src, flags);
+        let mut expected = vec![7; room.len()];
+        if flags == CopyFlags::FORCE_SPLICE {
+            assert_eq!(errno(copied), libc::EINVAL);
+        } else {
+            assert_eq!(copied.unwrap(), data.len(), "{flags:?}");
+            expected[10..][..data.len()].copy_from_slice(&data);
+        }
+        let found: Vec<u8> = room.into_iter().map(AtomicU8::into_inner).collect();
+        assert!(found == expected, "{flags:?}");
+    }
+}
+
+/// In a process of its own, which may open nothing any more.
+#[test]
+fn without_a_pipe_bytes_go_through_memory() {
+    const ALONE: &str = "EXTFUSE_TEST_WITHOUT_PIPES";
+    if env::var_os(ALONE).is_none() {
+        let name = "failures::without_a_pipe_bytes_go_through_memory";
+        let status = Command::new(env::current_exe().unwrap())
+            .args([name, "--exact", "--nocapture"])
+            .env(ALONE, "1")
+            .status()
+            .unwrap();
+        assert!(status.success());
+        return;
+    }
+    let data = pattern(5, 50_000);
+    let (from, to) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    from.write_all_at(&data, 0).unwrap();
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let copied = |flags| {
+        let mut src = vec([FuseBuf::file(&from, 0, data.len())]);
+        let mut dst = vec([FuseBuf::file(&to, 3, data.len())]);
+        copy(&mut dst, &mut src, flags)
+    };
+    setrlimit(Resource::RLIMIT_NOFILE, 0, hard).unwrap();
+    let results = [CopyFlags::FORCE_SPLICE, NONE].map(copied);
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+    let [forced, free] = results;
+    assert_eq!(errno(forced), libc::EMFILE);
+    assert_eq!(free.unwrap(), data.len());
+    let mut found = vec![0; data.len()];
+    to.read_exact_at(&mut found, 3).unwrap();
+    assert!(found == data);
 }
