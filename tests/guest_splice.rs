@@ -246,3 +246,16 @@ fn only_long_payloads_are_withheld_by_default() {
     drop(file);
     mount.end();
 }
+
+#[test]
+fn one_open_file_is_withheld_and_others_are_not() {
+    let mount = Setup::extfuse(Way::Auto, false).mount();
+    mount.world.withholds.store(true, Ordering::Relaxed);
+    // Created, then opened.
+    for _ in 0..2 {
+        mount.world.withheld.store(0, Ordering::Relaxed);
+        writes_arrive(&mount);
+        assert!(mount.world.withheld.load(Ordering::Relaxed) >= 14);
+    }
+    mount.end();
+}

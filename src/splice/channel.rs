@@ -43,7 +43,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use fuser::{InitFlags, KernelConfig, ReplyData, WriteFlags};
+use fuser::{FopenFlags, InitFlags, KernelConfig, ReplyData, WriteFlags};
 use nix::errno::Errno;
 use thiserror::Error;
 
@@ -227,7 +227,7 @@ pub enum ChannelError {
 impl Channel {
     /// For the device of a mount that was made and whose INIT is not answered yet: the module can't give
     /// it sections later. With `withhold`, WRITEs of so many bytes and more come without their payload
-    /// then ([`WITHHOLD_FROM`]).
+    /// then ([`WITHHOLD_FROM`]); without it, those of files that are opened [so](Self::withholding).
     ///
     /// `timeout` is how long an answer may take to come from its sources.
     ///
@@ -536,6 +536,25 @@ impl Channel {
     #[must_use]
     pub fn answered_in_one_call(&self) -> u64 {
         self.0.forgotten.load(Ordering::Relaxed)
+    }
+
+    /// Flags for the answer to an OPEN or CREATE with which the WRITEs of this one open file come without
+    /// their payload. None where the module isn't there: they bring it along then, and
+    /// [`write_buf`](Self::write_buf) gives the same bytes.
+    ///
+    /// ```
+    /// # use extfuse::splice::Channel;
+    /// # use fuser::{FileHandle, ReplyOpen};
+    /// fn opened(channel: &Channel, reply: ReplyOpen) {
+    ///     reply.opened(FileHandle(1), channel.withholding());
+    /// }
+    /// ```
+    #[must_use]
+    pub fn withholding(&self) -> FopenFlags {
+        match self.0.sections {
+            true => FopenFlags::from_bits_retain(abi::OPEN_WITHHOLD),
+            false => FopenFlags::empty(),
+        }
     }
 
     /// The payload of a WRITE, in memory or still in the kernel: [`drain`](super::drain()) sends it from

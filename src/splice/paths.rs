@@ -183,6 +183,14 @@ pub trait PathFilesystem: Send + Sync + 'static {
         Err(Errno::ENOSYS)
     }
 
+    /// Whether the payloads of WRITEs by this open file are to stay in the kernel, for
+    /// [`drain`](super::drain()) to send them from there; asked after each `open` and `create`. Where the
+    /// module isn't there they come in memory: `write_buf` gets the same bytes either way.
+    /// [`MountOptions::withhold`] is for all files of a mount.
+    fn withholds(&self, path: &Path, fh: u64) -> bool {
+        false
+    }
+
     /// Says where `size` bytes from `offset` on are. A vector of fewer is the end of the file, so is a file
     /// at its end. Streams are read as soon as this returns: who asks for a frame here keeps the stream to
     /// itself until the vector is dropped.

@@ -15,7 +15,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -99,6 +99,8 @@ pub struct World {
     pub connections: AtomicUsize,
     /// How many WRITEs came without their payload.
     pub withheld: AtomicUsize,
+    /// Whether the payload of what goes to the server is to be withheld, and of no other file.
+    pub withholds: AtomicBool,
 }
 
 /// The frame that answers a request.
@@ -430,9 +432,18 @@ impl PathFilesystem for Frames {
         Self::judge(bufs, crcs)
     }
 
+    fn withholds(&self, path: &Path, _fh: u64) -> bool {
+        self.world.withholds.load(Ordering::Relaxed) && path == Path::new("/to-server")
+    }
+
     fn write_buf(&self, path: &Path, _fh: u64, bufs: FuseBufVec<'_>, offset: u64) -> Result<usize, Errno> {
         if bufs.current().is_some_and(|buf| buf.flags.contains(WITHHELD)) {
             self.world.withheld.fetch_add(1, Ordering::Relaxed);
+            let only = self.world.withholds.load(Ordering::Relaxed);
+            assert!(
+                !only || path == Path::new("/to-server"),
+                "{path:?} was not asked for"
+            );
         }
         match path.to_str() {
             Some("/to-memory" | "/to-file") => self.keep(path == Path::new("/to-file"), bufs, offset),

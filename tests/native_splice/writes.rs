@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::sync::atomic::Ordering;
 
 use extfuse::splice::Way;
 
@@ -12,6 +13,17 @@ use super::mounts::{Setup, writes_arrive};
 fn writes_arrive_with_their_checksum() {
     let mount = Setup::stock(Way::Auto, true).mount();
     writes_arrive(&mount);
+    mount.end();
+}
+
+/// Stock FUSE has no such thing: the same bytes, in memory.
+#[test]
+fn an_open_file_that_wants_to_be_withheld_gets_its_payload() {
+    let mount = Setup::stock(Way::Auto, true).mount();
+    assert_eq!(mount.channel().withholding(), fuser::FopenFlags::empty());
+    mount.world.withholds.store(true, Ordering::Relaxed);
+    writes_arrive(&mount);
+    assert_eq!(mount.world.withheld.load(Ordering::Relaxed), 0);
     mount.end();
 }
 

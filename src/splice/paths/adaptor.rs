@@ -245,10 +245,15 @@ impl<F: PathFilesystem> Filesystem for Paths<F> {
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let _names = self.names.read();
-        match self.path(ino).and_then(|path| self.fs.open(&path, flags)) {
-            Ok(fh) => {
+        let open = || {
+            let path = self.path(ino)?;
+            let fh = self.fs.open(&path, flags)?;
+            Ok((fh, self.open_flags(&path, fh)))
+        };
+        match open() {
+            Ok((fh, flags)) => {
                 self.opened(ino, fh);
-                reply.opened(FileHandle(fh), FopenFlags::empty());
+                reply.opened(FileHandle(fh), flags);
             }
             Err(error) => reply.error(errno(error)),
         }
@@ -271,7 +276,7 @@ impl<F: PathFilesystem> Filesystem for Paths<F> {
                 .fs
                 .create(&path, mode & !umask, OpenFlags(flags), caller(req))?;
             match self.look_up(parent, name) {
-                Ok(attr) => Ok((fh, attr)),
+                Ok(attr) => Ok((fh, attr, self.open_flags(&path, fh))),
                 Err(error) => {
                     self.fs.release(&path, fh);
                     Err(error)
@@ -279,10 +284,9 @@ impl<F: PathFilesystem> Filesystem for Paths<F> {
             }
         };
         match create() {
-            Ok((fh, attr)) => {
+            Ok((fh, attr, flags)) => {
                 self.opened(attr.ino, fh);
-                let fh = FileHandle(fh);
-                reply.created(&self.options.ttl, &attr, GENERATION, fh, FopenFlags::empty());
+                reply.created(&self.options.ttl, &attr, GENERATION, FileHandle(fh), flags);
             }
             Err(error) => reply.error(errno(error)),
         }

@@ -3,11 +3,11 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use fuser::{FileAttr, FileHandle, FileType, INodeNo, TimeOrNow};
+use fuser::{FileAttr, FileHandle, FileType, FopenFlags, INodeNo, TimeOrNow};
 use nix::errno::Errno;
 use parking_lot::{Mutex, RwLock};
 
@@ -91,6 +91,14 @@ impl<F: PathFilesystem> Paths<F> {
 
     pub(super) fn opened(&self, ino: INodeNo, fh: u64) {
         self.open.lock().entry(ino.0).or_default().push(fh);
+    }
+
+    /// For the answer to the OPEN or CREATE of a file.
+    pub(super) fn open_flags(&self, path: &Path, fh: u64) -> FopenFlags {
+        match self.fs.withholds(path, fh) {
+            true => self.channel.withholding(),
+            false => FopenFlags::empty(),
+        }
     }
 
     pub(super) fn released(&self, ino: INodeNo, fh: u64) {
