@@ -30,8 +30,8 @@ pub struct MountOptions {
     pub stock: bool,
     /// Do not do without the module.
     pub require_module: bool,
-    /// All WRITEs come without their payload, where the module is. See [`Channel::withholding`] for those of
-    /// some open files.
+    /// WRITEs come without their payload, where the module is. See [`Channel::withholding`] for those of some
+    /// open files.
     pub withhold: bool,
     /// Those of so many bytes and more.
     pub withhold_from: u32,

@@ -16,7 +16,8 @@ use nix::sys::mman::{MapFlags, MmapAdvise, MsFlags, ProtFlags, madvise, mmap, ms
 use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::harness::{Frame, PATIENCE, POISON, Served, Write, assert_bytes, bytes, crc32c, errno, within};
-use crate::wires::{Kind, Wire, set_nonblocking};
+use crate::refusals::{ends_after, read_only};
+use crate::wires::{KINDS, Kind, STREAMS, Wire, set_nonblocking};
 
 const SIZE: u64 = 4 << 20;
 /// Where in a footer the CRC goes, in these tests.
@@ -90,7 +91,7 @@ fn drained(write: &Write, payload: &[u8], meta: [usize; 2], kind: Kind) {
     assert_bytes(&received, &frame.whole(), &format!("{kind:?} {meta:?}"));
 }
 
-const RECEIVERS: [Kind; 5] = [Kind::Tcp, Kind::Unix, Kind::Pipe, Kind::File, Kind::Memfd];
+const RECEIVERS: [Kind; 6] = KINDS;
 
 #[test]
 fn writes_of_every_size_to_every_receiver() {
@@ -273,7 +274,7 @@ fn narrow(wire: &Wire, kind: Kind) {
 
 #[test]
 fn a_receiver_that_is_slow() {
-    for kind in [Kind::Tcp, Kind::Unix, Kind::Pipe] {
+    for kind in STREAMS {
         for nonblocking in [false, true] {
             let served = Served::new(SIZE);
             let (file, payload) = (served.open("direct-withheld"), bytes(0, 1 << 18));
@@ -476,6 +477,45 @@ fn drains_that_are_refused() {
             drain.unique = unique;
             assert_eq!(errno(&device.drain(&mut drain, &mut mem)), libc::ENOENT);
             wire.until_taken();
+        },
+    );
+    assert_eq!(written.unwrap(), 1000);
+}
+
+/// Nothing is sent of a frame whose header or footer can't be read, or whose footer can't take the CRC.
+#[test]
+fn memory_of_a_drain_that_is_not_the_daemons() {
+    let served = Served::new(SIZE);
+    let file = served.open("direct-withheld");
+    let written = served.while_writing(
+        move || file.write_at(&bytes(0, 1000), 0),
+        |write| {
+            let wire = Wire::new(Kind::Unix);
+            let fd = wire.peer.as_ref().unwrap();
+            let addresses = [
+                read_only(),
+                ends_after(0),
+                ends_after(5),
+                ends_after(15),
+                u64::MAX - 9,
+            ];
+            for mem in addresses {
+                let (mut drain, _) = drain_for(&write, [10, 10], fd);
+                drain.mem = mem;
+                assert_eq!(errno(&served.raw_drain(&mut drain)), libc::EFAULT, "{mem:#x}");
+                assert_eq!((drain.done, drain.crc), (0, 0), "{mem:#x}");
+            }
+            wire.until_taken();
+            // What is only read may be of any such memory; where nothing is, nothing is wrong.
+            for (meta, mem) in [(10, read_only()), (0, 8)] {
+                let (mut drain, _) = drain_for(&write, [meta, meta], fd);
+                (drain.mem, drain.crc_at) = (mem, NOWHERE);
+                served.raw_drain(&mut drain).unwrap();
+                let received = within(receiver(&wire, 1000 + 2 * meta), PATIENCE);
+                let right = [vec![0; meta], bytes(0, 1000), vec![0; meta]].concat();
+                assert_bytes(&received, &right, "zeros around it");
+            }
+            write.written(1000);
         },
     );
     assert_eq!(written.unwrap(), 1000);

@@ -4,6 +4,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod drain_ends;
 mod drains;
 mod ends;
 mod frames;

@@ -2,11 +2,13 @@
 //! What the module must refuse, and how: nothing is staged, the request still waits for its answer, and
 //! none of the payload is seen.
 
+use std::ffi::c_void;
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::net::UdpSocket;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::ptr::NonNull;
 use std::thread;
 use std::time::Duration;
 
@@ -14,7 +16,7 @@ use extfuse::abi::{self, Drain, Fill, Section, Wire as _};
 use extfuse::sys::device::{Device, STAGE_HEADER};
 use fuser::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
@@ -130,13 +132,41 @@ fn descriptors_that_are_no_source() {
     });
 }
 
-/// Addresses that nobody may write to, or that are not there.
-fn bad_addresses() -> [u64; 4] {
-    let page = NonZeroUsize::new(65_536).unwrap();
+fn anonymous(protection: ProtFlags) -> NonNull<c_void> {
+    let length = NonZeroUsize::new(MAPPED).unwrap();
     // SAFETY: new memory, at an address of the kernel's choice, never used from here.
-    let read_only = unsafe { mmap_anonymous(None, page, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE) };
-    let read_only = read_only.unwrap().as_ptr() as u64;
-    [8, read_only, 0xffff_8880_0000_1000, u64::MAX - 4096]
+    unsafe { mmap_anonymous(None, length, protection, MapFlags::MAP_PRIVATE) }.unwrap()
+}
+
+const MAPPED: usize = 65_536;
+
+/// Zeros that nobody may write to.
+pub fn read_only() -> u64 {
+    anonymous(ProtFlags::PROT_READ).as_ptr() as u64
+}
+
+/// Memory that ends after `length` bytes.
+pub fn ends_after(length: usize) -> u64 {
+    let start = anonymous(ProtFlags::PROT_READ | ProtFlags::PROT_WRITE);
+    let start = start.as_ptr() as usize;
+    let end = start + MAPPED / 2;
+    // SAFETY: its second half, never used.
+    unsafe { munmap(NonNull::new(end as *mut c_void).unwrap(), MAPPED / 2) }.unwrap();
+    (end - length) as u64
+}
+
+/// Addresses that nobody may write to, or that are not there; or not all that a header of 102 bytes and a
+/// footer take.
+fn bad_addresses() -> [u64; 7] {
+    [
+        8,
+        read_only(),
+        0xffff_8880_0000_1000,
+        u64::MAX - 4096,
+        ends_after(0),
+        ends_after(50),
+        ends_after(150),
+    ]
 }
 
 #[test]

@@ -3,17 +3,18 @@
 
 use std::fs::File;
 use std::io::Write as _;
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
-use std::process::Command;
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, connect, recv, setsockopt, socket, sockopt,
+};
 use std::os::fd::AsRawFd;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,11 +46,30 @@ pub fn tcp() -> (OwnedFd, OwnedFd) {
     (near.into(), far.into())
 }
 
+/// One that takes little at a time: the first end has room for about `room` bytes. Segments are short: of
+/// loopback's, none would fit, and the kernel would send what fits only after a while.
+fn narrow_tcp(room: usize) -> (OwnedFd, OwnedFd) {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let near = socket(AddressFamily::Inet, SockType::Stream, flags, None).unwrap();
+    setsockopt(&near, sockopt::RcvBuf, &room).unwrap();
+    setsockopt(&near, sockopt::TcpMaxSeg, &1400).unwrap();
+    let address = match listener.local_addr().unwrap() {
+        SocketAddr::V4(address) => SockaddrIn::from(address),
+        SocketAddr::V6(_) => unreachable!(),
+    };
+    connect(near.as_raw_fd(), &address).unwrap();
+    let far = listener.accept().unwrap().0;
+    far.set_nodelay(true).unwrap();
+    (near, far.into())
+}
+
 /// A TCP pair with the kernel's TLS: the second sends, the first receives.
 pub fn tls() -> (OwnedFd, OwnedFd) {
-    let (near, far) = tcp();
-    let loaded = Command::new("modprobe").arg("tls").status().unwrap();
-    assert!(loaded.success());
+    encrypted(tcp())
+}
+
+fn encrypted((near, far): (OwnedFd, OwnedFd)) -> (OwnedFd, OwnedFd) {
     let key = sockopt::TlsCryptoInfo::Aes128Gcm(libc::tls12_crypto_info_aes_gcm_128 {
         info: libc::tls_crypto_info {
             version: libc::TLS_1_2_VERSION,
@@ -60,6 +80,8 @@ pub fn tls() -> (OwnedFd, OwnedFd) {
         salt: [3; 4],
         rec_seq: [0; 8],
     });
+    // The kernel loads the module by itself: a process that we start would close our files on the mount, and
+    // wait there for a WRITE that waits for us.
     for end in [&near, &far] {
         setsockopt(end, sockopt::TcpUlp::default(), b"tls").unwrap();
     }
@@ -95,6 +117,20 @@ impl Wire {
             Kind::File => Self::file(tempfile::tempfile_in("/mnt/ext4").unwrap().into()),
             Kind::Memfd => Self::file(memfd_create("frames", MFdFlags::MFD_CLOEXEC).unwrap()),
         }
+    }
+
+    /// A stream that takes some 10 to 40 KiB, and then no more until somebody reads.
+    pub fn narrow(kind: Kind) -> Self {
+        let wire = match kind {
+            Kind::Tcp => Self::stream(narrow_tcp(10_000)),
+            // A record has to fit.
+            Kind::Tls => Self::stream(encrypted(narrow_tcp(20_000))),
+            _ => Self::new(kind),
+        };
+        if kind != Kind::Pipe {
+            setsockopt(wire.peer.as_ref().unwrap(), sockopt::SndBuf, &10_000).unwrap();
+        }
+        wire
     }
 
     fn stream((fd, peer): (OwnedFd, OwnedFd)) -> Self {
