@@ -62,7 +62,6 @@ struct extfuse_ctx {
 	__u64 node3; /* node that a rename replaces or exchanges; 0 if none */
 	__u64 snapshot; /* clock read before the request: the stamp of its answer */
 	__u64 cookie; /* bpf_extfuse_set_cookie() in `request`, seen by `reply` of the same request */
-	__u64 asked; /* `reply`: boot-time ns, before the daemon was asked */
 	__u32 uid; /* caller's fsuid, in the connection's user namespace */
 	__u32 gid; /* caller's fsgid */
 	__u32 pid; /* caller, in the connection's pid namespace */
@@ -72,6 +71,7 @@ struct extfuse_ctx {
 	__u32 in_size[3]; /* bytes of each in argument */
 	__u32 out_size[2]; /* bytes that each out argument can take */
 	__u32 reserved; /* 0 */
+	__u64 asked; /* `reply`: boot-time ns, before the daemon was asked */
 };
 
 /*

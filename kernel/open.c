@@ -26,6 +26,13 @@ bool extfuse_may_open(const struct fuse_conn *fc, unsigned int flags)
 	       (fc->default_permissions || !fc->allow_other);
 }
 
+/* A daemon that decides by itself lets its only user in as long as the file's mode and owner are the same. */
+static bool still_allowed(struct fuse_conn *fc, const struct fuse_inode *fi, u64 stamp)
+{
+	return fc->default_permissions ||
+	       extfuse_current(fc->ext, extfuse_node_slot(fi->nodeid, EXTFUSE_SLOT_ATTR), stamp);
+}
+
 /*
  * May pages that are in the cache be used by a new open file? Each page that its
  * opening does not drop must be as new as the last change of the data.
@@ -114,7 +121,7 @@ static bool open_kept(struct fuse_mount *fm, struct file *file, bool isdir)
 	spin_lock(&fi->lock);
 	opening = fi->ext.opening;
 	spin_unlock(&fi->lock);
-	if (!extfuse_kept_at(ext, opening.time, opening.stamp))
+	if (!extfuse_kept_at(ext, opening.time, opening.stamp) || !still_allowed(fm->fc, fi, opening.stamp))
 		return false;
 	ff = fuse_file_alloc(fm, true);
 	if (!ff)

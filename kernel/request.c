@@ -164,7 +164,7 @@ static bool acceptable(struct fuse_mount *fm, struct fuse_args *args, const stru
 		       !inode_wrong_type(args->ext_inode, attr->attr.mode);
 	case FUSE_OPEN:
 	case FUSE_OPENDIR:
-		return args->ext_inode &&
+		return args->ext_inode && fm->fc->default_permissions &&
 		       extfuse_may_open(fm->fc, ((const struct fuse_open_in *)args->in_args[0].value)->flags);
 	case FUSE_GETXATTR:
 	case FUSE_LISTXATTR:
