@@ -29,7 +29,7 @@ const REPLY_PREFIX: &str = "reply_";
 const CARRIER_PREFIX: &str = "carry_";
 
 /// Whose replies tell what a handler of requests would be asked.
-const LEARNT: [(&str, &[&str]); 4] = [
+const LEARNT: [(&str, &[&str]); 5] = [
     (
         "LOOKUP",
         &["LOOKUP", "CREATE", "MKNOD", "MKDIR", "SYMLINK", "LINK"],
@@ -37,6 +37,7 @@ const LEARNT: [(&str, &[&str]); 4] = [
     ("GETATTR", &["LOOKUP", "GETATTR", "SETATTR"]),
     ("OPEN", &["OPEN"]),
     ("OPENDIR", &["OPENDIR"]),
+    ("STATFS", &["STATFS"]),
 ];
 
 /// Why programs could not be loaded or attached.
