@@ -4,6 +4,17 @@
 //! The parts, and which may use which: `fs` (the file systems) → [`ebpf`] (programs, maps and the
 //! cache protocol) and [`splice`] (payload between memory, files, pipes and sockets) → [`sys`] (system
 //! calls and ioctls) → [`abi`] (the numbers that all parties share).
+//!
+//! A [`fuser::Filesystem`] of your own gets it by its mount call:
+//!
+//! ```no_run
+//! # struct Mine;
+//! # impl fuser::Filesystem for Mine {}
+//! let session = extfuse::mount(Mine, "/mnt", &extfuse::MountOptions::default())?;
+//! session.unmount_on_signals()?;
+//! session.serve()?; // until it is unmounted
+//! # Ok::<(), extfuse::session::SessionError>(())
+//! ```
 
 pub mod abi;
 pub mod control;
@@ -13,3 +24,6 @@ pub mod session;
 pub mod splice;
 mod sync;
 pub mod sys;
+
+pub use session::Session;
+pub use session::author::{Kernel, MountOptions, mount, mount_with};

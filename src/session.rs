@@ -15,11 +15,15 @@
 //! an error on the way leaves none. At the end the mount goes first, then the handlers with their
 //! maps and the last descriptor of the device: the kernel fails what is still waiting.
 
+pub mod author;
 mod builder;
+pub(crate) mod connection;
 mod handlers;
 mod options;
-mod place;
+pub(crate) mod place;
 mod report;
+mod signals;
+mod start;
 mod supervisor;
 mod unmounter;
 
@@ -27,6 +31,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use fuser::Filesystem;
 use nix::errno::Errno;
 use thiserror::Error;
 
@@ -34,13 +39,17 @@ pub use builder::Builder;
 pub use handlers::HandlersError;
 pub use options::{DEFAULT_TTL, MountOptions, OptionError, parse_seconds};
 pub use place::PlaceError;
+pub use signals::unmount_on_signals;
 pub use supervisor::Supervisor;
 pub use unmounter::{Outcome, UnmountError, Unmounter};
 
 use crate::control::Server;
+use crate::ebpf::Cache;
 use crate::fs::{Stack, StackError};
 use crate::sys::mount::MountError;
 use crate::sys::mountinfo::MountId;
+use author::Kernel;
+use handlers::Handlers;
 use report::Facts;
 
 /// Why there is no mount.
@@ -78,6 +87,9 @@ pub enum SessionError {
     /// The process that watches over this one is gone.
     #[error("cannot set up the watch over the daemon: {0}")]
     Supervisor(io::Error),
+    /// The process handles signals already.
+    #[error("cannot handle signals: {0}")]
+    Signals(#[from] ctrlc::Error),
     /// Somebody aborted the connection.
     #[error("the connection was aborted")]
     Aborted,
@@ -92,10 +104,10 @@ pub enum SessionError {
     Lost(io::Error),
 }
 
-/// A mounted directory, waiting to be served.
+/// A mounted file system, waiting to be served. Dropping it unmounts.
 #[derive(Debug)]
-pub struct Session {
-    engine: Option<fuser::Session<Stack>>,
+pub struct Session<FS: Filesystem = Stack> {
+    engine: Option<fuser::Session<FS>>,
     control: Option<Server>,
     guard: Guard,
     facts: Arc<Facts>,
@@ -104,11 +116,13 @@ pub struct Session {
 }
 
 impl Session {
-    /// What to mount, and where.
+    /// Which directory to mount, and where.
     pub fn builder(source: impl Into<PathBuf>, mountpoint: impl Into<PathBuf>) -> Builder {
         Builder::new(source.into(), mountpoint.into())
     }
+}
 
+impl<FS: Filesystem> Session<FS> {
     /// What the mount has to do without, one sentence each.
     #[must_use]
     pub fn warnings(&self) -> &[String] {
@@ -119,6 +133,34 @@ impl Session {
     #[must_use]
     pub fn unmounter(&self) -> Unmounter {
         self.guard.unmounter
+    }
+
+    /// What is published to the kernel, and taken back. `None` without handlers. It keeps the connection: not
+    /// for anybody who may outlive the session, see [`kernel`](Self::kernel).
+    #[must_use]
+    pub fn cache(&self) -> Option<Arc<Cache>> {
+        self.facts.handlers.as_ref().map(Handlers::cache)
+    }
+
+    /// The kernel's side of the mount, for other threads.
+    #[must_use]
+    pub fn kernel(&self) -> Kernel {
+        Kernel::of(self.facts.handlers.as_ref())
+    }
+
+    /// SIGINT, SIGTERM and SIGHUP unmount from here on: see [`unmount_on_signals`].
+    ///
+    /// # Errors
+    ///
+    /// If the process handles signals in this way already.
+    pub fn unmount_on_signals(&self) -> Result<(), SessionError> {
+        unmount_on_signals(self.unmounter(), |end| match end {
+            Ok(Outcome::Unmounted) => {}
+            Ok(Outcome::Busy) => {
+                tracing::warn!("the mount is in use: it ends with its last user or a second signal")
+            }
+            Err(error) => tracing::error!("cannot unmount: {error}"),
+        })
     }
 
     /// Answers requests until the file system is unmounted; then everything is given back.
@@ -146,7 +188,7 @@ impl Session {
 
 /// Takes the mount off when the session ends in whatever way.
 #[derive(Debug)]
-struct Guard {
+pub(crate) struct Guard {
     mount: MountId,
     unmounter: Unmounter,
     armed: bool,
@@ -162,9 +204,15 @@ impl Guard {
         }
     }
 
-    fn release(&mut self) -> Result<(), UnmountError> {
+    /// Takes it off now.
+    pub fn release(&mut self) -> Result<(), UnmountError> {
         self.armed = false;
         self.unmounter.detach()
+    }
+
+    /// Ends the mount, from whatever thread.
+    pub fn unmounter(&self) -> Unmounter {
+        self.unmounter
     }
 }
 

@@ -4,12 +4,13 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
-use extfuse::session::{MountOptions, Outcome, Session, Supervisor, Unmounter, parse_seconds};
+use extfuse::session::{
+    MountOptions, Outcome, Session, Supervisor, Unmounter, parse_seconds, unmount_on_signals,
+};
 use nix::unistd::chdir;
 
 use super::daemon::{Herald, Launched, launch};
@@ -135,7 +136,7 @@ impl Mount {
         for warning in session.warnings() {
             eprintln!("extfuse: warning: {warning}");
         }
-        unmount_on_signals(session.unmounter())?;
+        end_on_signals(session.unmounter())?;
         // Not to be what keeps another file system from being unmounted.
         chdir("/")?;
         Ok(session)
@@ -143,28 +144,15 @@ impl Mount {
 }
 
 /// See the help of the command for what the signals do.
-fn unmount_on_signals(unmounter: Unmounter) -> anyhow::Result<()> {
-    let signalled = AtomicBool::new(false);
-    ctrlc::set_handler(move || {
-        if signalled.swap(true, Ordering::Relaxed) {
-            // The kernel takes the device away, and fails what was waiting.
-            std::process::exit(1);
+fn end_on_signals(unmounter: Unmounter) -> anyhow::Result<()> {
+    unmount_on_signals(unmounter, |end| match end {
+        Ok(Outcome::Unmounted) => {}
+        Ok(Outcome::Busy) => {
+            eprintln!(
+                "extfuse: the mount is in use: detached, it ends with its last user or a second signal"
+            );
         }
-        // In a thread: a second signal must be heard while unmounting takes its time.
-        std::thread::spawn(move || {
-            if let Err(error) = end(unmounter) {
-                complain(&error);
-            }
-        });
-    })
-    .context("cannot handle signals")
-}
-
-fn end(unmounter: Unmounter) -> anyhow::Result<()> {
-    let cannot = |error| anyhow!("cannot unmount: {error}");
-    if unmounter.unmount().map_err(cannot)? == Outcome::Busy {
-        eprintln!("extfuse: the mount is in use: detached, it ends with its last user or a second signal");
-        unmounter.detach().map_err(cannot)?;
-    }
+        Err(error) => complain(&anyhow!("cannot unmount: {error}")),
+    })?;
     Ok(())
 }

@@ -1,25 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! From a source and a mount point to a session.
 
-use std::fs::{File, OpenOptions};
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Instant;
+use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
-use nix::unistd::{getegid, geteuid};
-
+use super::connection::Fuse;
 use super::handlers::Handlers;
 use super::place::Place;
-use super::report::{Facts, Told};
-use super::{Guard, MountOptions, Session, SessionError, Supervisor, Unmounter};
-use crate::control::Server;
+use super::start::{Made, Plan};
+use super::{MountOptions, Session, SessionError, Supervisor};
 use crate::ebpf::Learning;
-use crate::fs::{Stack, StackOptions, Upcalls};
-use crate::sys::mount::{Detached, Flavor, Parameters, fusermount};
-use crate::sys::mountinfo::Location;
-use crate::sys::process::{Capability, has_capability};
+use crate::fs::{Stack, StackOptions};
+use crate::sys::mount::Parameters;
 
 /// What to mount, where and how.
 #[derive(Debug)]
@@ -94,238 +85,69 @@ impl Builder {
     }
 
     /// Mounts. INIT has been answered, requests wait for [`Session::serve`].
-    pub fn mount(mut self) -> Result<Session, SessionError> {
+    pub fn mount(self) -> Result<Session, SessionError> {
         self.options.check()?;
         let place = Place::check(&self.source, &self.mountpoint)?;
         if let Err(errno) = Stack::raise_nofile() {
             tracing::warn!("cannot raise the limit of open files: {errno}");
         }
-        let privileged = has_capability(Capability::SysAdmin);
-        let mut warnings = Vec::new();
-        let (flavor, device) = self.choose(privileged, &mut warnings)?;
-        let parameters = self.parameters(&place, flavor, privileged);
-        let Connected {
-            engine,
-            upcalls,
-            handlers,
-            guard,
-            detached,
-        } = match device {
-            Some(device) => self.create(&place, flavor, device, &parameters, &mut warnings)?,
-            None => self.create_by_fusermount(&place, &parameters)?,
-        };
-
-        let facts = Arc::new(Facts {
-            source: place.source,
-            mountpoint: place.target.path.clone(),
-            flavor,
-            mount: guard.mount,
-            owner: geteuid().as_raw(),
-            threads: self.threads,
-            started: Instant::now(),
-            upcalls,
-            handlers,
-            warnings,
-        });
-        let mut supervisor = self.supervisor.take();
-        if let Some(supervisor) = &mut supervisor {
-            supervisor
-                .watch(guard.mount, privileged)
-                .map_err(SessionError::Supervisor)?;
-        }
-        // Whoever sees the mount can ask about it.
-        let control = listen(&facts, guard.unmounter);
-        if let Some(detached) = detached {
-            detached.attach(&place.target)?;
-        }
-        Ok(Session {
-            engine: Some(engine),
-            control,
-            guard,
-            facts,
-            _supervisor: supervisor,
-        })
-    }
-
-    /// Makes the file system, connects it, and leaves it to the caller to make it visible.
-    fn create(
-        &self,
-        place: &Place,
-        flavor: Flavor,
-        device: File,
-        parameters: &Parameters,
-        warnings: &mut Vec<String>,
-    ) -> Result<Connected, SessionError> {
-        let detached = Detached::create(flavor, device.as_fd(), parameters)?;
-        let handlers = if flavor == Flavor::Extfuse && self.handlers {
-            self.attach(&device, warnings)?
-        } else {
-            None
-        };
-        let stack = self.stack(place, handlers.as_ref())?;
-        Ok(Connected {
-            upcalls: stack.upcalls(),
-            engine: self.handshake(stack, device.into())?,
-            handlers,
-            guard: Guard::new(detached.id(), true),
-            detached: Some(detached),
-        })
-    }
-
-    /// Has `fusermount3` make the file system, which it makes visible at once.
-    fn create_by_fusermount(
-        &self,
-        place: &Place,
-        parameters: &Parameters,
-    ) -> Result<Connected, SessionError> {
-        // Opened before the mount may hide it.
-        let stack = self.stack(place, None)?;
-        let device = fusermount(&place.target.path, parameters)?;
-        let mount = Location::of(&place.target.path).map_err(SessionError::Lost)?.id;
-        // From here on an error unmounts.
-        let guard = Guard::new(mount, false);
-        Ok(Connected {
-            upcalls: stack.upcalls(),
-            engine: self.handshake(stack, device)?,
-            handlers: None,
-            guard,
-            detached: None,
-        })
-    }
-
-    /// Which FUSE, and its device; no device where `fusermount3` opens it.
-    fn choose(
-        &self,
-        privileged: bool,
-        warnings: &mut Vec<String>,
-    ) -> Result<(Flavor, Option<File>), SessionError> {
-        if !self.stock {
-            match extfuse_device(privileged) {
-                Ok(device) => return Ok((Flavor::Extfuse, Some(device))),
-                Err(reason) if self.require_module => return Err(SessionError::NoModule(reason)),
-                Err(reason) => warnings.push(format!(
-                    "{reason}: falling back to stock FUSE, nothing is answered in the kernel"
-                )),
-            }
-        }
-        let device = if privileged {
-            Some(open(Flavor::Stock)?)
-        } else {
-            None
-        };
-        Ok((Flavor::Stock, device))
-    }
-
-    fn parameters(&self, place: &Place, flavor: Flavor, privileged: bool) -> Parameters {
-        let options = &self.options;
-        let subtype = (flavor == Flavor::Stock).then(|| "extfuse".to_owned());
-        Parameters {
-            fsname: options
-                .fsname
-                .clone()
-                .unwrap_or_else(|| place.source.clone().into()),
-            subtype: options.subtype.clone().or(subtype),
-            uid: geteuid().as_raw(),
-            gid: getegid().as_raw(),
-            default_permissions: true,
-            allow_other: options.allow_other.unwrap_or(privileged),
-            max_read: options.max_read,
-            read_only: options.read_only,
-            suid: options.suid,
-            dev: options.dev,
-            exec: options.exec,
-            noatime: options.noatime,
-        }
-    }
-
-    /// Handlers, or none and a warning.
-    fn attach(&self, device: &File, warnings: &mut Vec<String>) -> Result<Option<Handlers>, SessionError> {
+        let fuse = Fuse::choose(self.stock, self.require_module)?;
+        let parameters = self.parameters(&place, &fuse);
         let learning = Learning {
             valid: Some(self.options.validity()),
             // fuser can give a name only with the nodeid as inode number.
             entry_attributes: false,
             opens: true,
         };
-        match Handlers::attach(device, self.options.entries, learning) {
-            Ok(handlers) => Ok(Some(handlers)),
-            Err(error) if self.require_module => Err(error.into()),
-            Err(error) => {
-                warnings.push(format!("no handlers: {error}: nothing is answered in the kernel"));
-                Ok(None)
-            }
-        }
-    }
-
-    fn stack(&self, place: &Place, handlers: Option<&Handlers>) -> Result<Stack, SessionError> {
-        let options = &self.options;
-        let (entry_timeout, attr_timeout) = options.timeouts(handlers.is_some());
-        let stack = StackOptions {
-            entry_timeout,
-            attr_timeout,
-            keep_cache: options.keep_cache,
-            passthrough: options.passthrough,
-            read_only: options.read_only,
-            cache: handlers.map(Handlers::cache),
-            validity: options.validity(),
+        let plan = Plan {
+            source: place.source.clone(),
+            target: place.target,
+            fuse,
+            parameters,
+            handlers: self.handlers.then_some((self.options.entries, learning)),
+            require_module: self.require_module,
+            threads: self.threads,
+            supervisor: self.supervisor,
         };
-        Ok(Stack::new(&place.source, stack)?)
+        plan.start(|handlers| stack(&place.source, &self.options, handlers))
     }
 
-    fn handshake(&self, stack: Stack, device: OwnedFd) -> Result<fuser::Session<Stack>, SessionError> {
-        let mut config = fuser::Config::default();
-        config.n_threads = Some(self.threads);
-        // The kernel has decided already who may ask: see fuse_allow_current_process.
-        fuser::Session::from_fd(stack, device, fuser::SessionACL::All, config)
-            .map_err(SessionError::Handshake)
-    }
-}
-
-/// A file system whose INIT has been answered.
-struct Connected {
-    engine: fuser::Session<Stack>,
-    upcalls: Arc<Upcalls>,
-    handlers: Option<Handlers>,
-    guard: Guard,
-    /// If it is not visible yet.
-    detached: Option<Detached>,
-}
-
-/// Starts to answer `extfuse stat` and `extfuse handler`. The mount works without, so failing is no error.
-fn listen(facts: &Arc<Facts>, unmounter: Unmounter) -> Option<Server> {
-    let told = Told {
-        facts: Arc::clone(facts),
-        unmounter,
-    };
-    match Server::start(facts.mount.dev, facts.owner, Arc::new(told)) {
-        Ok(server) => Some(server),
-        Err(error) => {
-            tracing::warn!("extfuse stat and handler will not work: {error}");
-            None
+    fn parameters(&self, place: &Place, fuse: &Fuse) -> Parameters {
+        let options = &self.options;
+        let fsname = options.fsname.clone();
+        let usual = fuse.parameters(
+            fsname.unwrap_or_else(|| place.source.clone().into()),
+            options.subtype.clone(),
+            options.allow_other,
+        );
+        Parameters {
+            max_read: options.max_read,
+            read_only: options.read_only,
+            suid: options.suid,
+            dev: options.dev,
+            exec: options.exec,
+            noatime: options.noatime,
+            ..usual
         }
     }
 }
 
-/// Opens the module's device, or says in a few words why it cannot be used.
-fn extfuse_device(privileged: bool) -> Result<File, String> {
-    match open(Flavor::Extfuse) {
-        Ok(_) if !privileged => Err("mounting extfuse needs CAP_SYS_ADMIN".into()),
-        Ok(device) => Ok(device),
-        Err(SessionError::Device {
-            errno: Errno::ENOENT | Errno::ENODEV | Errno::ENXIO,
-            ..
-        }) => Err("the extfuse module is not loaded".into()),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-fn open(flavor: Flavor) -> Result<File, SessionError> {
-    let path = flavor.device();
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .map_err(|error| SessionError::Device {
-            path,
-            errno: Errno::from_raw(error.raw_os_error().unwrap_or_default()),
-        })
+fn stack(
+    source: &Path,
+    options: &MountOptions,
+    handlers: Option<&Handlers>,
+) -> Result<Made<Stack>, SessionError> {
+    let (entry_timeout, attr_timeout) = options.timeouts(handlers.is_some());
+    let options = StackOptions {
+        entry_timeout,
+        attr_timeout,
+        keep_cache: options.keep_cache,
+        passthrough: options.passthrough,
+        read_only: options.read_only,
+        cache: handlers.map(Handlers::cache),
+        validity: options.validity(),
+    };
+    let stack = Stack::new(source, options)?;
+    let upcalls = stack.upcalls();
+    Ok((stack, Some(upcalls)))
 }

@@ -48,7 +48,7 @@ pub(super) struct Handlers {
 #[derive(Debug)]
 struct Attached {
     programs: Mutex<Programs>,
-    device: Device<OwnedFd>,
+    device: Arc<Device<OwnedFd>>,
 }
 
 /// Locked with nothing else locked but `watch`.
@@ -148,7 +148,7 @@ impl Handlers {
         entries: Option<u32>,
         learning: Learning,
     ) -> Result<Self, HandlersError> {
-        let device = Device::new(device.as_fd().try_clone_to_owned()?);
+        let device = Arc::new(Device::new(device.as_fd().try_clone_to_owned()?));
         let setup = device.setup()?;
         let stamps = Stamps::new(device.map_stamps()?);
         let mut capacity = Capacity::default();
@@ -266,6 +266,11 @@ impl Handlers {
     /// What the file system publishes to.
     pub fn cache(&self) -> Arc<Cache> {
         Arc::clone(&self.cache)
+    }
+
+    /// The device of the connection.
+    pub fn device(&self) -> &Arc<Device<OwnedFd>> {
+        &self.attached.device
     }
 
     /// What is attached. None if the connection is gone, and the figures with it.

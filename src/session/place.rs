@@ -56,6 +56,27 @@ pub enum PlaceError {
     },
 }
 
+/// A directory that can be mounted at.
+pub(crate) fn target_at(path: &Path) -> Result<Location, PlaceError> {
+    let wrong = |error| PlaceError::Target {
+        path: path.into(),
+        error,
+    };
+    let target = Location::of(path).map_err(wrong)?;
+    if target.is_mount_point() && target.mount.is_fuse() {
+        // Not asked anything: it may be dead, or hang.
+        return Err(PlaceError::Occupied {
+            path: target.path.clone(),
+            fs_type: target.mount.fs_type.clone(),
+            origin: target.mount.source.to_string_lossy().into_owned(),
+        });
+    }
+    if !target.proc_path().metadata().map_err(wrong)?.is_dir() {
+        return Err(PlaceError::TargetNotDirectory(path.into()));
+    }
+    Ok(target)
+}
+
 /// A source and a mount point that go together.
 #[derive(Debug)]
 pub(super) struct Place {
@@ -71,26 +92,11 @@ impl Place {
             path: source.into(),
             error,
         };
-        let wrong_target = |error| PlaceError::Target {
-            path: target.into(),
-            error,
-        };
         let path = source.canonicalize().map_err(wrong_source)?;
         if !path.metadata().map_err(wrong_source)?.is_dir() {
             return Err(PlaceError::SourceNotDirectory(source.into()));
         }
-        let location = Location::of(target).map_err(wrong_target)?;
-        if location.is_mount_point() && location.mount.is_fuse() {
-            // Not asked anything: it may be dead, or hang.
-            return Err(PlaceError::Occupied {
-                path: location.path.clone(),
-                fs_type: location.mount.fs_type.clone(),
-                origin: location.mount.source.to_string_lossy().into_owned(),
-            });
-        }
-        if !location.proc_path().metadata().map_err(wrong_target)?.is_dir() {
-            return Err(PlaceError::TargetNotDirectory(target.into()));
-        }
+        let location = target_at(target)?;
         if location.path != path && location.path.starts_with(&path) {
             return Err(PlaceError::Inside {
                 target: location.path.clone(),

@@ -25,7 +25,8 @@ pub(super) struct Facts {
     pub owner: u32,
     pub threads: usize,
     pub started: Instant,
-    pub upcalls: Arc<Upcalls>,
+    /// None if the daemon does not count.
+    pub upcalls: Option<Arc<Upcalls>>,
     pub handlers: Option<Handlers>,
     pub warnings: Vec<String>,
 }
@@ -34,8 +35,10 @@ impl Facts {
     pub fn report(&self) -> Report {
         let counted = self.handlers.as_ref().map_or_else(Vec::new, Handlers::requests);
         let mut opcodes = BTreeMap::new();
-        let errors = self.upcalls.errors();
-        for (opcode, upcalls) in self.upcalls.snapshot().into_iter().enumerate() {
+        let asked = self.upcalls.as_deref().map(Upcalls::snapshot);
+        let errors = self.upcalls.as_deref().map(Upcalls::errors);
+        for opcode in 0..abi::OPCODES {
+            let upcalls = asked.map_or(0, |asked| asked[opcode]);
             let mut row = match counted.get(opcode) {
                 // What the module does not see as a request (INIT) the daemon has counted.
                 Some(row) if row.requests == Some(0) => Requests { upcalls, ..*row },
@@ -45,7 +48,7 @@ impl Facts {
                     ..Requests::default()
                 },
             };
-            row.errors = errors.get(opcode).copied();
+            row.errors = errors.map(|errors| errors[opcode]);
             let seen = [Some(row.upcalls), row.requests, row.kept];
             if seen.into_iter().flatten().any(|count| count > 0) {
                 let name = u32::try_from(opcode).ok().and_then(abi::opcode_name);

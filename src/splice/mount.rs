@@ -2,22 +2,19 @@
 //! Mounting a file system that answers through a [`Channel`].
 
 use std::ffi::OsString;
-use std::fs::OpenOptions;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
 use fuser::{Filesystem, SessionACL};
-use nix::errno::Errno;
-use nix::unistd::{getegid, geteuid};
 
 use super::channel::{Channel, ChannelError, WITHHOLD_FROM};
 use crate::ebpf::Object;
-use crate::session::{PlaceError, SessionError, Unmounter};
+use crate::session::connection::{Connection, Fuse, show};
+use crate::session::place::target_at;
+use crate::session::{Guard, SessionError, Unmounter};
 use crate::sys::lent::Lent;
-use crate::sys::mount::{Detached, Flavor, Parameters, fusermount};
-use crate::sys::mountinfo::Location;
-use crate::sys::process::{Capability, has_capability};
+use crate::sys::mount::Parameters;
 
 /// What to mount, and how.
 #[derive(Clone, Debug)]
@@ -78,7 +75,7 @@ pub struct Mounted<FS: Filesystem> {
     /// The descriptor that fuser has.
     device: Option<Lent>,
     keeps_replies: bool,
-    unmounter: Unmounter,
+    guard: Guard,
 }
 
 /// Mounts the file system that `make` gives. INIT has been answered then, requests wait for
@@ -92,37 +89,29 @@ pub fn mount<FS: Filesystem>(
     options: &MountOptions,
     make: impl FnOnce(Channel) -> FS,
 ) -> Result<Mounted<FS>, SessionError> {
-    let mountpoint = mountpoint.as_ref();
-    let wrong = |error| PlaceError::Target {
-        path: mountpoint.into(),
-        error,
+    let target = target_at(mountpoint.as_ref())?;
+    let fuse = Fuse::choose(options.stock, options.require_module)?;
+    let parameters = Parameters {
+        max_read: options.max_read,
+        read_only: options.read_only,
+        ..fuse.parameters(
+            options.fsname.clone(),
+            options.subtype.clone(),
+            options.allow_other,
+        )
     };
-    let target = Location::of(mountpoint).map_err(wrong)?;
-    if !target.proc_path().metadata().map_err(wrong)?.is_dir() {
-        return Err(PlaceError::TargetNotDirectory(mountpoint.into()).into());
-    }
-    let privileged = has_capability(Capability::SysAdmin);
-    let (flavor, device) = choose(options, privileged)?;
-    let parameters = parameters(options, flavor, privileged);
-    let (device, unmounter, detached) = match device {
-        Some(device) => {
-            let detached = Detached::create(flavor, device.as_fd(), &parameters)?;
-            (device, Unmounter::new(detached.id(), true), Some(detached))
-        }
-        None => {
-            let device = fusermount(&target.path, &parameters)?;
-            let mount = Location::of(&target.path).map_err(SessionError::Lost)?.id;
-            (device, Unmounter::new(mount, false), None)
-        }
-    };
-    let channel = channel(&device, options);
+    // An error unmounts.
+    let Connection {
+        device,
+        detached,
+        guard,
+    } = fuse.connect(&target, &parameters)?;
     let mut mounted = Mounted {
         engine: None,
-        // From here on an error unmounts.
-        channel: channel.inspect_err(|_| drop(unmounter.detach()))?,
+        channel: channel(&device, options)?,
         device: Some(Lent::of(&device)),
         keeps_replies: true,
-        unmounter,
+        guard,
     };
     let mut config = fuser::Config::default();
     config.n_threads = Some(options.threads.max(1));
@@ -130,9 +119,7 @@ pub fn mount<FS: Filesystem>(
     let engine = fuser::Session::from_fd(make(mounted.channel.clone()), device, SessionACL::All, config)
         .map_err(SessionError::Handshake)?;
     mounted.engine = Some(engine);
-    if let Some(detached) = detached {
-        detached.attach(&target)?;
-    }
+    show(detached, &target)?;
     Ok(mounted)
 }
 
@@ -140,7 +127,7 @@ impl<FS: Filesystem> Mounted<FS> {
     /// Ends the mount, from whatever thread.
     #[must_use]
     pub fn unmounter(&self) -> Unmounter {
-        self.unmounter
+        self.guard.unmounter()
     }
 
     /// What the file system answers through.
@@ -182,9 +169,9 @@ impl<FS: Filesystem> Mounted<FS> {
             Ok(()) => true,
             Err(error) => error.raw_os_error() == Some(libc::ECONNABORTED),
         };
-        let aborted = self.unmounter.is_mounted();
+        let aborted = self.guard.unmounter().is_mounted();
         self.give_back(joined);
-        self.unmounter.detach()?;
+        self.guard.release()?;
         match served {
             Ok(()) if aborted => Err(SessionError::Aborted),
             Err(_) if joined => Err(SessionError::Aborted),
@@ -216,14 +203,6 @@ impl<FS: Filesystem> Mounted<FS> {
     }
 }
 
-impl<FS: Filesystem> Drop for Mounted<FS> {
-    fn drop(&mut self) {
-        if let Err(error) = self.unmounter.detach() {
-            tracing::error!("cannot unmount: {error}");
-        }
-    }
-}
-
 fn channel(device: &OwnedFd, options: &MountOptions) -> Result<Channel, SessionError> {
     let withhold = options.withhold.then_some(options.withhold_from);
     let timeout = options.timeout;
@@ -238,51 +217,4 @@ fn channel(device: &OwnedFd, options: &MountOptions) -> Result<Channel, SessionE
         return Err(SessionError::NoModule("no program can be attached here".into()));
     }
     Ok(channel)
-}
-
-/// Which FUSE, and its device; none where `fusermount3` opens it.
-fn choose(options: &MountOptions, privileged: bool) -> Result<(Flavor, Option<OwnedFd>), SessionError> {
-    if !options.stock {
-        let reason = match open(Flavor::Extfuse) {
-            Ok(device) if privileged => return Ok((Flavor::Extfuse, Some(device))),
-            Ok(_) => "mounting extfuse needs CAP_SYS_ADMIN".to_owned(),
-            Err(error) => error.to_string(),
-        };
-        if options.require_module {
-            return Err(SessionError::NoModule(reason));
-        }
-    }
-    let device = if privileged {
-        Some(open(Flavor::Stock)?)
-    } else {
-        None
-    };
-    Ok((Flavor::Stock, device))
-}
-
-fn open(flavor: Flavor) -> Result<OwnedFd, SessionError> {
-    let path = flavor.device();
-    let opened = OpenOptions::new().read(true).write(true).open(path);
-    opened.map(OwnedFd::from).map_err(|error| SessionError::Device {
-        path,
-        errno: Errno::from_raw(error.raw_os_error().unwrap_or_default()),
-    })
-}
-
-fn parameters(options: &MountOptions, flavor: Flavor, privileged: bool) -> Parameters {
-    let subtype = (flavor == Flavor::Stock).then(|| "extfuse".to_owned());
-    Parameters {
-        fsname: options.fsname.clone(),
-        subtype: options.subtype.clone().or(subtype),
-        uid: geteuid().as_raw(),
-        gid: getegid().as_raw(),
-        default_permissions: true,
-        allow_other: options.allow_other.unwrap_or(privileged),
-        max_read: options.max_read,
-        read_only: options.read_only,
-        suid: false,
-        dev: false,
-        exec: true,
-        noatime: true,
-    }
 }

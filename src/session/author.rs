@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Mounting a [`fuser::Filesystem`] of anybody's.
+//!
+//! The mount call is all that changes: through the module the kernel keeps what the file system answers, for
+//! as long as it says, and, unlike with stock FUSE, only until the next change through the mount. What
+//! changes elsewhere the file system takes back through its [`Kernel`], with a few atomic operations and no
+//! system call. `docs/authors.md` has what that gains, and when not to do it.
+//!
+//! ```no_run
+//! use extfuse::ebpf::Validity;
+//! use extfuse::{Kernel, MountOptions};
+//! # struct Mine(Kernel);
+//! # impl Mine { fn over(kernel: Kernel) -> Self { Self(kernel) } }
+//! # impl fuser::Filesystem for Mine {}
+//!
+//! let options = MountOptions {
+//!     valid: Some(Validity::UntilChanged), // it is told of every change
+//!     opens: true,                         // nobody counts opens
+//!     ..MountOptions::default()
+//! };
+//! let session = extfuse::mount_with("/mnt", &options, Mine::over)?;
+//! session.serve()?;
+//! # Ok::<(), extfuse::session::SessionError>(())
+//! ```
+
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+
+use fuser::Filesystem;
+
+use super::connection::Fuse;
+use super::handlers::Handlers;
+use super::place::target_at;
+use super::start::Plan;
+use super::{Session, SessionError, Supervisor};
+use crate::ebpf::{Cache, Key, Learning, Validity};
+use crate::sys::device::Device;
+use crate::sys::mount::Parameters;
+
+/// How to mount.
+#[derive(Clone, Debug)]
+pub struct MountOptions {
+    /// What the mount table shows as the source.
+    pub fsname: OsString,
+    /// What it shows behind the type; by default `extfuse` on stock FUSE.
+    pub subtype: Option<String>,
+    /// Use stock FUSE even where the module is loaded.
+    pub stock: bool,
+    /// Do not do without the module and its handlers. Otherwise there is a warning
+    /// ([`Session::warnings`]).
+    pub require_module: bool,
+    /// Users other than the owner may use it. None: if the owner has the privilege to mount.
+    pub allow_other: Option<bool>,
+    /// No changes.
+    pub read_only: bool,
+    /// The largest READ, in bytes.
+    pub max_read: Option<u32>,
+    /// How many threads answer requests; at least one.
+    pub threads: usize,
+    /// How long what the file system answers may be kept, if its own timeouts are shorter; ended by changes
+    /// through the mount and by what is [invalidated](Kernel). [`Validity::UntilChanged`] is for file
+    /// systems that nobody else changes, or that hear of every change. None: its own timeouts.
+    pub valid: Option<Validity>,
+    /// Files and directories may be opened for reading as they were opened before, without the file system
+    /// hearing of it. It does when it is asked something about the open file; one that counts opens, or
+    /// decides by who opens, must not allow it. For as long as `valid` says: an open has no timeout of
+    /// its own.
+    pub opens: bool,
+    /// How many names, nodes and extended attributes the handlers' maps hold.
+    pub entries: Option<u32>,
+}
+
+impl Default for MountOptions {
+    fn default() -> Self {
+        Self {
+            fsname: "extfuse".into(),
+            subtype: None,
+            stock: false,
+            require_module: false,
+            allow_other: None,
+            read_only: false,
+            max_read: None,
+            // As many as fuser has: not every file system expects to be called by several.
+            threads: 1,
+            valid: None,
+            opens: false,
+            entries: None,
+        }
+    }
+}
+
+/// The kernel's side of a mount, for the file system and for whoever hears of changes. It has nothing
+/// on stock FUSE, and when the session is over: it keeps no mount alive.
+#[derive(Clone, Debug, Default)]
+pub struct Kernel {
+    cache: Weak<Cache>,
+    device: Weak<Device<OwnedFd>>,
+}
+
+impl Kernel {
+    pub(super) fn of(handlers: Option<&Handlers>) -> Self {
+        handlers.map_or_else(Self::default, |handlers| Self {
+            cache: Arc::downgrade(&handlers.cache()),
+            device: Arc::downgrade(handlers.device()),
+        })
+    }
+
+    /// What is published to the kernel, and taken back: for the moment, not to be kept.
+    #[must_use]
+    pub fn cache(&self) -> Option<Arc<Cache>> {
+        self.cache.upgrade()
+    }
+
+    /// The connection's device, for [`Backing::register`](crate::ebpf::Backing::register): for the moment,
+    /// not to be kept. Backing files need `FUSE_PASSTHROUGH`, which the file system asks for in its
+    /// `init`; what is registered is to be dropped with the file system.
+    #[must_use]
+    pub fn device(&self) -> Option<Arc<Device<OwnedFd>>> {
+        self.device.upgrade()
+    }
+
+    /// Announces changes that have happened: see [`Cache::invalidate`]. A subtree is [`Key::Dir`] of each
+    /// of its directories, or [`Key::All`]. Where nothing is kept, nothing is done.
+    pub fn invalidate(&self, keys: &[Key<'_>]) {
+        if let Some(cache) = self.cache() {
+            cache.invalidate(keys);
+        }
+    }
+}
+
+/// Mounts a file system as it is. INIT has been answered then, requests wait for [`Session::serve`].
+///
+/// Permissions are checked by the kernel, by mode and owner (`default_permissions`), so that what one user
+/// was answered may be kept for others.
+///
+/// # Errors
+///
+/// See [`SessionError`]; nothing is mounted then.
+pub fn mount<FS: Filesystem>(
+    filesystem: FS,
+    mountpoint: impl AsRef<Path>,
+    options: &MountOptions,
+) -> Result<Session<FS>, SessionError> {
+    mount_with(mountpoint, options, |_| filesystem)
+}
+
+/// Mounts the file system that `make` gives, which is told of the kernel's side.
+///
+/// # Errors
+///
+/// See [`SessionError`]; nothing is mounted then.
+pub fn mount_with<FS: Filesystem>(
+    mountpoint: impl AsRef<Path>,
+    options: &MountOptions,
+    make: impl FnOnce(Kernel) -> FS,
+) -> Result<Session<FS>, SessionError> {
+    mount_supervised(mountpoint, options, None, make)
+}
+
+/// The same, and somebody unmounts if this process is killed.
+///
+/// # Errors
+///
+/// See [`SessionError`]; nothing is mounted then.
+pub fn mount_supervised<FS: Filesystem>(
+    mountpoint: impl AsRef<Path>,
+    options: &MountOptions,
+    supervisor: Option<Supervisor>,
+    make: impl FnOnce(Kernel) -> FS,
+) -> Result<Session<FS>, SessionError> {
+    let target = target_at(mountpoint.as_ref())?;
+    let fuse = Fuse::choose(options.stock, options.require_module)?;
+    let parameters = Parameters {
+        max_read: options.max_read,
+        read_only: options.read_only,
+        ..fuse.parameters(
+            options.fsname.clone(),
+            options.subtype.clone(),
+            options.allow_other,
+        )
+    };
+    let learning = Learning {
+        valid: options.valid,
+        // fuser gives a name with its attributes, whose inode number is the nodeid.
+        entry_attributes: true,
+        opens: options.opens,
+    };
+    let plan = Plan {
+        source: PathBuf::from(&options.fsname),
+        target,
+        fuse,
+        parameters,
+        handlers: Some((options.entries, learning)),
+        require_module: options.require_module,
+        threads: options.threads.max(1),
+        supervisor,
+    };
+    plan.start(|handlers| Ok((make(Kernel::of(handlers)), None)))
+}

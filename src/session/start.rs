@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What all sessions have in common: how one comes to be.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use fuser::{Filesystem, SessionACL};
+use nix::unistd::geteuid;
+
+use super::connection::{Connection, Fuse, show};
+use super::handlers::Handlers;
+use super::report::{Facts, Told};
+use super::{Session, SessionError, Supervisor, Unmounter};
+use crate::control::Server;
+use crate::ebpf::Learning;
+use crate::fs::Upcalls;
+use crate::sys::mount::{Flavor, Parameters};
+use crate::sys::mountinfo::Location;
+
+/// All that a session needs but its file system.
+pub(super) struct Plan {
+    /// What `extfuse stat` calls the source.
+    pub source: PathBuf,
+    pub target: Location,
+    pub fuse: Fuse,
+    pub parameters: Parameters,
+    /// How many rows the handlers' maps hold, and what is learnt; None: no handlers.
+    pub handlers: Option<(Option<u32>, Learning)>,
+    /// Handlers, too.
+    pub require_module: bool,
+    pub threads: usize,
+    pub supervisor: Option<Supervisor>,
+}
+
+/// A file system, and what counts its requests if anything does.
+pub(super) type Made<FS> = (FS, Option<Arc<Upcalls>>);
+
+impl Plan {
+    /// Mounts the file system that `make` gives for the handlers that there are.
+    pub fn start<FS: Filesystem>(
+        mut self,
+        make: impl FnOnce(Option<&Handlers>) -> Result<Made<FS>, SessionError>,
+    ) -> Result<Session<FS>, SessionError> {
+        let flavor = self.fuse.flavor();
+        let privileged = self.fuse.is_privileged();
+        let mut warnings = Vec::new();
+        if let Some(reason) = self.fuse.lacking() {
+            warnings.push(format!(
+                "{reason}: falling back to stock FUSE, nothing is answered in the kernel"
+            ));
+        }
+        let (connection, handlers, (filesystem, upcalls)) = if self.fuse.shows_at_once() {
+            // What it opens is opened before the mount may hide it.
+            let made = make(None)?;
+            (self.fuse.connect(&self.target, &self.parameters)?, None, made)
+        } else {
+            let connection = self.fuse.connect(&self.target, &self.parameters)?;
+            let handlers = match self.handlers {
+                Some((entries, learning)) if flavor == Flavor::Extfuse => {
+                    attach(&connection, entries, learning, self.require_module, &mut warnings)?
+                }
+                _ => None,
+            };
+            let made = make(handlers.as_ref())?;
+            (connection, handlers, made)
+        };
+        // From here on an error unmounts.
+        let Connection {
+            device,
+            detached,
+            guard,
+        } = connection;
+        let mut config = fuser::Config::default();
+        config.n_threads = Some(self.threads);
+        // The kernel has decided already who may ask: see fuse_allow_current_process.
+        let engine = fuser::Session::from_fd(filesystem, device, SessionACL::All, config)
+            .map_err(SessionError::Handshake)?;
+
+        let facts = Arc::new(Facts {
+            source: self.source,
+            mountpoint: self.target.path.clone(),
+            flavor,
+            mount: guard.mount,
+            owner: geteuid().as_raw(),
+            threads: self.threads,
+            started: Instant::now(),
+            upcalls,
+            handlers,
+            warnings,
+        });
+        if let Some(supervisor) = &mut self.supervisor {
+            supervisor
+                .watch(guard.mount, privileged)
+                .map_err(SessionError::Supervisor)?;
+        }
+        // Whoever sees the mount can ask about it.
+        let control = listen(&facts, guard.unmounter);
+        show(detached, &self.target)?;
+        Ok(Session {
+            engine: Some(engine),
+            control,
+            guard,
+            facts,
+            _supervisor: self.supervisor,
+        })
+    }
+}
+
+/// Handlers, or none and a warning.
+fn attach(
+    connection: &Connection,
+    entries: Option<u32>,
+    learning: Learning,
+    required: bool,
+    warnings: &mut Vec<String>,
+) -> Result<Option<Handlers>, SessionError> {
+    match Handlers::attach(&connection.device, entries, learning) {
+        Ok(handlers) => Ok(Some(handlers)),
+        Err(error) if required => Err(error.into()),
+        Err(error) => {
+            warnings.push(format!("no handlers: {error}: nothing is answered in the kernel"));
+            Ok(None)
+        }
+    }
+}
+
+/// Starts to answer `extfuse stat` and `extfuse handler`. The mount works without, so failing is no error.
+fn listen(facts: &Arc<Facts>, unmounter: Unmounter) -> Option<Server> {
+    let told = Told {
+        facts: Arc::clone(facts),
+        unmounter,
+    };
+    match Server::start(facts.mount.dev, facts.owner, Arc::new(told)) {
+        Ok(server) => Some(server),
+        Err(error) => {
+            tracing::warn!("extfuse stat and handler will not work: {error}");
+            None
+        }
+    }
+}
