@@ -36,5 +36,9 @@ in_guest() {
 		mkfs.ext4 -q -E lazy_itable_init=0,lazy_journal_init=0 /dev/ram0
 		mkdir -p /mnt/ram
 		mount /dev/ram0 /mnt/ram
+		# What programs look up of users and zones, too.
+		mkdir /run/etc
+		cp -L /etc/{group,ld.so.cache,nsswitch.conf,passwd} /run/etc
+		mount --bind /run/etc /etc
 		exec "$0" "$@" --base /mnt/ram' "$calls" "$@"
 }

@@ -139,6 +139,9 @@ pub struct Requests {
     pub refused: Option<u64>,
     /// Answered by the daemon.
     pub upcalls: u64,
+    /// The same as the daemon counts them.
+    #[serde(default)]
+    pub served: u64,
     /// Those of them that it answered with an error, absent names and attributes among them.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub errors: Option<u64>,
@@ -457,6 +460,7 @@ mod tests {
     fn report() -> Report {
         let lookups = Requests {
             upcalls: 7,
+            served: 7,
             errors: Some(1),
             ..Requests::default()
         };

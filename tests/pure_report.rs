@@ -8,7 +8,7 @@ mod report;
 mod only;
 
 use only::Only;
-use report::{Row, aims, columns, counted, grouped, json, markdown, merged, text, value};
+use report::{Row, aims, columns, counted, grouped, json, markdown, merged, of_suite, ratio, text, value};
 
 fn row(case: &str, variant: &str, metric: &str, value: f64) -> Row {
     let unit = format!("{metric}/call");
@@ -146,4 +146,29 @@ fn a_star_stands_for_anything_in_the_name_of_a_case() {
     assert!(takes("*", ""));
     assert!(Only::default().takes("anything"));
     assert!(Only::new(vec!["a".into(), "b".into()]).takes("b"));
+}
+
+#[test]
+fn aims_hold_against_their_own_suite() {
+    let mut rows = rows();
+    let other = Row {
+        suite: "walk".into(),
+        ..row("stat", "handlers", "instructions", 1.0)
+    };
+    rows.insert(0, other);
+    assert_eq!(of_suite(&rows, "walk").len(), 1);
+    let stat = aims(&rows).into_iter().find(|aim| aim.text.starts_with("stat, "));
+    assert!(!stat.unwrap().met, "8 009 is more than 8 000");
+}
+
+#[test]
+fn ratios_need_both_and_are_met_at_their_limit() {
+    let rows = rows();
+    let of = |limit| ratio(&rows, "stat", "handlers", "native", limit);
+    assert_eq!(
+        of(1.5).unwrap().text,
+        "stat, handlers: 1.865 of native, at most 1.5"
+    );
+    assert!(!of(1.5).unwrap().met && of(8009.0 / 4295.0).unwrap().met);
+    assert_eq!(ratio(&rows, "missing", "handlers", "native", 1.0), None);
 }

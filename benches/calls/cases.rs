@@ -5,7 +5,7 @@
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, fstat, stat};
@@ -13,6 +13,7 @@ use nix::sys::uio::{pread, pwrite};
 use nix::unistd::{UnlinkatFlags, close, unlinkat};
 
 use crate::measure::{Call, Shape};
+use crate::mounts::{Counters, Variant};
 use crate::tree::Paths;
 
 /// Files in the directory of `stat-10k`.
@@ -28,6 +29,8 @@ pub enum Case {
     Missing,
     GetxattrAbsent,
     OpenClose,
+    OpenReadClose,
+    PwriteSmall,
     Pread4k,
     Pread128k,
     Pwrite4k,
@@ -55,19 +58,20 @@ pub const DATA: &[Case] = &[
 
 /// How a request was ended without the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+enum Ending {
     Returned,
     Passthru,
 }
 
+/// Aligned as `O_DIRECT` wants it.
 #[repr(align(4096))]
-struct Buffer([u8; 128 << 10]);
+pub struct Buffer(pub [u8; 128 << 10]);
 
-fn buffer() -> Box<Buffer> {
+pub fn buffer() -> Box<Buffer> {
     Box::new(Buffer([0; 128 << 10]))
 }
 
-fn opened(path: &CStr, flags: OFlag) -> Result<OwnedFd> {
+pub fn opened(path: &CStr, flags: OFlag) -> Result<OwnedFd> {
     open(path, flags | OFlag::O_CLOEXEC, Mode::empty())
         .with_context(|| format!("cannot open {}", path.to_string_lossy()))
 }
@@ -97,6 +101,8 @@ impl Case {
             Case::Missing => "missing",
             Case::GetxattrAbsent => "getxattr-absent",
             Case::OpenClose => "open-close",
+            Case::OpenReadClose => "open-pread-close",
+            Case::PwriteSmall => "pwrite-100",
             Case::Pread4k => "pread-4k",
             Case::Pread128k => "pread-128k",
             Case::Pwrite4k => "pwrite-4k",
@@ -131,15 +137,44 @@ impl Case {
     }
 
     /// The opcode that, where handlers are attached, ends in the kernel with each call at least once.
-    pub fn answered_by_handlers(self) -> Option<(&'static str, Ending)> {
+    fn answered_by_handlers(self) -> Option<(&'static str, Ending)> {
         match self {
             Case::Stat | Case::StatDeep | Case::StatMany | Case::Missing => {
                 Some(("LOOKUP", Ending::Returned))
             }
             Case::Fstat => Some(("GETATTR", Ending::Returned)),
             Case::Pread4k | Case::Pread128k => Some(("READ", Ending::Passthru)),
-            Case::GetxattrAbsent | Case::OpenClose | Case::Pwrite4k | Case::Pread4kDirect => None,
+            Case::GetxattrAbsent
+            | Case::OpenClose
+            | Case::OpenReadClose
+            | Case::PwriteSmall
+            | Case::Pwrite4k
+            | Case::Pread4kDirect => None,
         }
+    }
+
+    /// Fails unless as many requests ended in the kernel as the variant says.
+    pub fn check(self, variant: Variant, counted: &Counters, shape: Shape) -> Result<()> {
+        let Some((opcode, ending)) = self.answered_by_handlers() else {
+            return Ok(());
+        };
+        let (of, calls) = (counted.of(opcode), shape.all_calls());
+        let ended = match ending {
+            Ending::Returned => of.answered(),
+            Ending::Passthru => of.passthru,
+        };
+        match variant {
+            Variant::Handlers => ensure!(
+                ended >= calls,
+                "only {ended} {opcode} of {calls} calls ended in the kernel"
+            ),
+            Variant::Unattached => ensure!(
+                counted.total().answered() == 0,
+                "answered without a program attached"
+            ),
+            Variant::Native | Variant::Stock0 | Variant::StockInf => {}
+        }
+        Ok(())
     }
 
     /// The call, with its files open.
@@ -168,6 +203,19 @@ impl Case {
                 let file = open(paths.file.as_c_str(), OFlag::O_RDONLY, Mode::empty());
                 file.and_then(close).is_ok()
             }),
+            Case::OpenReadClose => {
+                let mut buffer = buffer();
+                Box::new(move |_| {
+                    let Ok(file) = open(paths.file.as_c_str(), OFlag::O_RDONLY, Mode::empty()) else {
+                        return false;
+                    };
+                    pread(&file, &mut buffer.0[..4 << 10], 0) == Ok(4 << 10) && close(file).is_ok()
+                })
+            }
+            Case::PwriteSmall => {
+                let (file, buffer) = (opened(&paths.scratch, OFlag::O_WRONLY)?, buffer());
+                Box::new(move |_| pwrite(&file, &buffer.0[..100], 0) == Ok(100))
+            }
             Case::Pread4k => read(OFlag::empty(), 4 << 10)?,
             Case::Pread128k => read(OFlag::empty(), 128 << 10)?,
             Case::Pread4kDirect => read(OFlag::O_DIRECT, 4 << 10)?,

@@ -4,25 +4,30 @@
 //! instructions.
 
 mod cases;
+mod controls;
 mod demo;
 mod measure;
 mod mounts;
 mod only;
+mod programs;
 mod report;
 mod scale;
 mod sections;
 mod tree;
+mod walk;
+mod warm;
+mod workloads;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 
-use cases::{Case, Ending};
-use measure::Shape;
-use mounts::{Place, STOCK_VARIANTS, VARIANTS, Variant};
+use cases::Case;
+use controls::Controls;
+use mounts::{Place, STOCK_VARIANTS, VARIANTS};
 use only::Only;
 use report::Row;
 use sections::Way;
@@ -36,6 +41,10 @@ enum Suite {
     Meta,
     /// pread-4k, pread-128k, pwrite-4k, pread-4k-direct
     Data,
+    /// find, ls-lR, git-status, grep-r, stat, cat: whole programs on a warm tree
+    Warm,
+    /// Single calls, whole files and listings, against the file system below
+    Walk,
     /// Hits with a million cached entries against a thousand, and the memory an entry takes
     Scale,
     /// A payload from a server to the application and back: copied, spliced, by sections
@@ -60,7 +69,7 @@ enum Action {
     Run {
         #[arg(value_enum, required = true)]
         suites: Vec<Suite>,
-        /// Only cases of this name, in which * stands for anything; may be repeated. Of `scale`: all
+        /// Only cases of this name, in which * stands for anything; may be repeated. Of `scale`, `walk` and `warm`: all
         #[arg(long, value_name = "CASE")]
         only: Vec<String>,
         /// Where the tree is made and the mounts appear
@@ -208,8 +217,13 @@ fn table(rows: &[Row], markdown: bool) -> Result<()> {
     for crossing in sections::findings::crossings(rows) {
         println!("{bullet}{crossing}");
     }
-    let sections = sections::findings::aims(rows);
-    for aim in report::aims(rows).into_iter().chain(sections) {
+    let aims = [
+        report::aims(rows),
+        warm::aims(rows),
+        walk::aims(rows),
+        sections::findings::aims(rows),
+    ];
+    for aim in aims.into_iter().flatten() {
         let verdict = if aim.met { "met" } else { "MISSED" };
         println!("{bullet}{verdict}: {}", aim.text);
     }
@@ -246,12 +260,18 @@ fn run(suites: &[Suite], only: Only, base: PathBuf, smoke: bool) -> Result<Vec<R
         .filter_map(|suite| match suite {
             Suite::Meta => Some(("meta", wanted(cases::META))),
             Suite::Data => Some(("data", wanted(cases::DATA))),
-            Suite::Scale | Suite::Sections => None,
+            Suite::Warm | Suite::Walk | Suite::Scale | Suite::Sections => None,
         })
         .filter(|(_, cases)| !cases.is_empty())
         .collect();
     if !plain.is_empty() {
         rows.append(&mut bench.cases(&plain)?);
+    }
+    if suites.contains(&Suite::Warm) {
+        rows.append(&mut warm::run(&bench.base, metric, smoke)?);
+    }
+    if suites.contains(&Suite::Walk) {
+        rows.append(&mut walk::run(&bench.base, metric, smoke)?);
     }
     if suites.contains(&Suite::Scale) {
         rows.append(&mut scale::run(&bench.base, metric)?);
@@ -269,13 +289,6 @@ struct Bench {
     many: usize,
 }
 
-/// What no handler may change, measured in each variant.
-struct Controls {
-    null_call: f64,
-    /// Upcalls of MKDIR and RMDIR a directory made and removed.
-    made: f64,
-}
-
 impl Bench {
     /// All variants, one after the other, over the same tree; rows ordered by suite and case.
     fn cases(&self, suites: &[(&'static str, Vec<Case>)]) -> Result<Vec<Row>> {
@@ -283,11 +296,11 @@ impl Bench {
         tree::make(&tree, self.many)?;
         let variants = if self.smoke { STOCK_VARIANTS } else { VARIANTS };
         let mut measured: Vec<Vec<Row>> = Vec::new();
-        let mut controls: Vec<Controls> = Vec::new();
+        let mut checked: Vec<Controls> = Vec::new();
         for &variant in variants {
             let place = Place::new(variant, &tree, &self.base.join("mnt"), &[])?;
             let mut rows = Vec::new();
-            controls.push(self.controls(&place)?);
+            checked.push(Controls::measure(&place)?);
             for (suite, cases) in suites {
                 for &case in cases {
                     let (cost, upcalls) = self
@@ -312,11 +325,11 @@ impl Bench {
                     rows.push([row(self.metric, cost.round()), row("upcalls", upcalls)]);
                 }
             }
-            controls.push(self.controls(&place)?);
+            checked.push(Controls::measure(&place)?);
             place.close()?;
             measured.push(rows.into_iter().flatten().collect());
         }
-        self.compare(&controls, variants)?;
+        controls::compare(&checked, self.metric, self.smoke)?;
         // From variant by variant to case by case.
         let cases = measured[0].len() / 2;
         Ok((0..cases)
@@ -337,78 +350,8 @@ impl Bench {
         let before = place.counters()?;
         let cost = measure::cost(shape, &mut call)?;
         let counted = place.counted_since(&before)?;
-        let calls = shape.all_calls();
-        let total = counted.total();
-        if let Some((opcode, ending)) = case.answered_by_handlers() {
-            let of = counted.of(opcode);
-            let ended = if ending == Ending::Returned {
-                of.answered()
-            } else {
-                of.passthru
-            };
-            match place.variant {
-                Variant::Handlers => {
-                    ensure!(
-                        ended >= calls,
-                        "only {ended} {opcode} of {calls} calls ended in the kernel"
-                    );
-                }
-                Variant::Unattached => ensure!(total.answered() == 0, "answered without a program attached"),
-                Variant::Native | Variant::Stock0 | Variant::StockInf => {}
-            }
-        }
-        let upcalls = total.upcalls as f64 / calls as f64;
+        case.check(place.variant, &counted, shape)?;
+        let upcalls = counted.total().upcalls as f64 / shape.all_calls() as f64;
         Ok((cost, (upcalls * 1000.0).round() / 1000.0))
-    }
-
-    fn controls(&self, place: &Place) -> Result<Controls> {
-        let null_call = measure::null_call()?;
-        let shape = Shape {
-            warm: 5,
-            runs: 1,
-            calls: 50,
-        };
-        let paths = Paths::new(0)?;
-        let mut call = |_| cases::make_and_remove(&paths);
-        measure::warm(shape, &mut call)?;
-        let before = place.counters()?;
-        measure::cost(shape, &mut call)?;
-        let counted = place.counted_since(&before)?;
-        let made = counted.of("MKDIR").upcalls + counted.of("RMDIR").upcalls;
-        Ok(Controls {
-            null_call,
-            made: made as f64 / shape.all_calls() as f64,
-        })
-    }
-
-    /// Fails if a control differs between variants, or between the beginning and the end of one.
-    fn compare(&self, controls: &[Controls], variants: &[Variant]) -> Result<()> {
-        let name = |i: usize| variants[i / 2].name();
-        for (i, control) in controls.iter().enumerate() {
-            let wanted = if variants[i / 2] == Variant::Native {
-                0.0
-            } else {
-                2.0
-            };
-            let made = control.made;
-            ensure!(
-                made == wanted,
-                "{}: mkdir and rmdir made {made} upcalls a pair instead of {wanted}",
-                name(i)
-            );
-            let (null_call, first) = (control.null_call, controls[0].null_call);
-            if !self.smoke && (null_call - first).abs() > 0.02 * first {
-                bail!(
-                    "{}: getpid costs {null_call:.1} instructions, and {first:.1} before: not comparable",
-                    name(i)
-                );
-            }
-        }
-        let first = controls[0].null_call;
-        eprintln!(
-            "controls: getpid {first:.0} {}, mkdir + rmdir 2 upcalls, in every variant",
-            self.metric
-        );
-        Ok(())
     }
 }

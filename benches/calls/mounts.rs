@@ -77,6 +77,11 @@ impl Variant {
         }
     }
 
+    /// Whether it needs no module.
+    pub fn is_stock(self) -> bool {
+        STOCK_VARIANTS.contains(&self)
+    }
+
     fn file_system(self) -> Option<&'static str> {
         match self {
             Variant::Native => None,
@@ -140,6 +145,23 @@ impl Counters {
         self.0
             .values()
             .fold(Counts::default(), |sum, &counts| sum.plus(counts))
+    }
+
+    /// Both together.
+    pub fn plus(&self, other: &Self) -> Self {
+        let mut sum = self.clone();
+        for (opcode, &counts) in &other.0 {
+            let of = sum.0.entry(opcode.clone()).or_default();
+            *of = of.plus(counts);
+        }
+        sum
+    }
+
+    /// The opcodes that the daemon was asked, with their numbers.
+    pub fn upcalls(&self) -> String {
+        let asked = self.0.iter().filter(|(_, counts)| counts.upcalls > 0);
+        let words = asked.map(|(opcode, counts)| format!("{opcode} {}", counts.upcalls));
+        words.collect::<Vec<_>>().join(", ")
     }
 
     /// What was counted since `earlier`.

@@ -6,7 +6,7 @@ mod application;
 pub mod daemon;
 pub mod findings;
 pub mod frame;
-mod party;
+pub mod party;
 pub mod server;
 
 use std::fs;

@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 /// Bytes of the file that is read.
-const FILE_BYTES: usize = 1 << 20;
+pub const FILE_BYTES: usize = 1 << 20;
 
 /// Makes the tree, with `many` files in one directory.
 pub fn make(at: &Path, many: usize) -> Result<()> {

@@ -207,6 +207,7 @@ mod tests {
             passthru: Some(0),
             refused: Some(0),
             upcalls: 3,
+            served: 3,
             errors: None,
         };
         let text = table(&report(Mode::Extfuse, row));

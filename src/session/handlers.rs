@@ -304,7 +304,8 @@ impl Handlers {
                 passthru: Some(count(Counter::EXTFUSE_COUNT_PASSTHRU)),
                 refused: Some(count(Counter::EXTFUSE_COUNT_REFUSED)),
                 upcalls: count(Counter::EXTFUSE_COUNT_UPCALLS),
-                errors: None, // the daemon counts them
+                served: 0,    // the daemon counts these
+                errors: None, // and these
             }
         };
         counters

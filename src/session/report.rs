@@ -48,6 +48,7 @@ impl Facts {
                     ..Requests::default()
                 },
             };
+            row.served = upcalls;
             row.errors = errors.map(|errors| errors[opcode]);
             let seen = [Some(row.upcalls), row.requests, row.kept];
             if seen.into_iter().flatten().any(|count| count > 0) {
