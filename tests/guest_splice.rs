@@ -5,6 +5,8 @@
 mod frames;
 #[path = "native_splice/mounts.rs"]
 mod mounts;
+#[path = "native_splice/own_loop.rs"]
+mod own_loop;
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -34,6 +36,15 @@ fn the_way_is_the_one_that_was_asked_for() {
         assert_eq!(way(asked, 5000), asked);
     }
     mount.end();
+}
+
+#[test]
+fn a_loop_of_ones_own_splices_payloads_to_a_socket() {
+    use own_loop::Sections::{Off, On, Stock, Withheld};
+    for sections in [Off, On, Withheld] {
+        own_loop::payloads_go_from_the_device_to_a_socket("/dev/extfuse", "extfuse", sections);
+    }
+    own_loop::payloads_go_from_the_device_to_a_socket("/dev/fuse", "fuse", Stock);
 }
 
 /// The table of `docs/benchmarks.md`.
