@@ -252,6 +252,7 @@ fn the_daemon_killed() {
                             .fill(&mut read.fill(&frame(), &wire.fd), &mut [0; 204]),
                     );
                 }
+                read
             });
             let path = daemon.at.join(name);
             let reader = thread::spawn(move || read_some(&path));

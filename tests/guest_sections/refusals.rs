@@ -205,7 +205,7 @@ fn arguments_that_mean_nothing() {
     let frame = Frame::usual(0, 100);
     wire.send(&frame.whole());
     let bad: [fn(&mut Fill); 8] = [
-        |fill| fill.flags = 4,
+        |fill| fill.flags = 8,
         |fill| fill.flags = u32::MAX,
         |fill| fill.reserved = 1,
         |fill| fill.header = 65_537,
