@@ -52,9 +52,8 @@ int extfuse_keep_xattrs(struct extfuse_call *call, u64 nodeid, u64 stamp, u64 ex
 }
 
 /* `says` of what is kept, 0 if it is not current. Also in the RCU walk. */
-static u64 kept(struct inode *inode)
+static __always_inline u64 kept(const struct extfuse_conn *ext, struct inode *inode)
 {
-	struct extfuse_conn *ext = get_fuse_conn(inode)->ext;
 	struct fuse_inode *fi = get_fuse_inode(inode);
 	u64 time = READ_ONCE(fi->ext_xattr.time);
 	u64 stamp, says;
@@ -75,16 +74,22 @@ int extfuse_absent_xattr(struct inode *inode, const char *name)
 
 	if (class < 0)
 		return 0;
-	err = kept(inode) >> 8 * class;
+	err = kept(get_fuse_conn(inode)->ext, inode) >> 8 * class;
 	if (err)
 		extfuse_count(get_fuse_conn(inode)->ext, FUSE_GETXATTR, EXTFUSE_COUNT_KEPT);
 	return -err;
 }
 
+/* Is it known that it has no file capabilities, which a write would have to remove? */
+bool extfuse_no_capability(const struct extfuse_conn *ext, struct inode *inode)
+{
+	return (kept(ext, inode) >> 8 * EXTFUSE_XATTR_CAPABILITY) & 0xff;
+}
+
 /* Is it known that LISTXATTR gives no names? */
 bool extfuse_no_xattrs(struct inode *inode)
 {
-	if (!(kept(inode) & EXTFUSE_XATTR_LISTED))
+	if (!(kept(get_fuse_conn(inode)->ext, inode) & EXTFUSE_XATTR_LISTED))
 		return false;
 	extfuse_count(get_fuse_conn(inode)->ext, FUSE_LISTXATTR, EXTFUSE_COUNT_KEPT);
 	return true;

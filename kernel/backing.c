@@ -7,8 +7,14 @@
 #include "fuse_i.h"
 #include "extfuse_i.h"
 
+#include <linux/backing-file.h>
 #include <linux/bpf.h>
+#include <linux/file.h>
+#include <linux/pagemap.h>
 #include <linux/splice.h>
+
+/* What the kernel reads ahead by default: smaller files are read at once. */
+#define SHARED_SIZE (VM_READAHEAD_PAGES << PAGE_SHIFT)
 
 /*
  * 1: use the backing file, 0: ask the daemon, or an errno. Without a handler the
@@ -49,17 +55,147 @@ static bool passthru_kept(struct extfuse_conn *ext, struct inode *inode)
 	return stamp && extfuse_current(ext, extfuse_node_slot(get_node_id(inode), EXTFUSE_SLOT_NODE), stamp);
 }
 
-static int passthru(struct file *file, u32 opcode)
+/*
+ * The file that the daemon has registered, which all who read a small one may
+ * share: a file of one's own is much of what an open costs, and its merit is a
+ * read-ahead window of one's own, which a small file has no use for. Who maps it,
+ * splices from it, or wants something special of it gets a file of his own then.
+ */
+static bool may_share(const struct file *file, const struct fuse_backing *fb)
+{
+	const unsigned int same = O_ACCMODE | O_DIRECT | O_NOATIME;
+	const struct file *shared = fb->file;
+
+	return (file->f_flags & O_ACCMODE) == O_RDONLY && !((file->f_flags ^ shared->f_flags) & same) &&
+	       shared->f_mode & FMODE_CAN_READ && i_size_read(file_inode(shared)) <= SHARED_SIZE;
+}
+
+static bool is_own(const struct file *backing)
+{
+	return backing->f_mode & FMODE_BACKING;
+}
+
+static struct file *own_file(struct file *file, struct fuse_backing *fb)
+{
+	return backing_file_open(file, file->f_flags, &fb->file->f_path, fb->cred);
+}
+
+/* What @file reads from and writes to, which keeps @fb. */
+struct file *extfuse_backing_file(struct file *file, struct fuse_backing *fb)
+{
+	struct fuse_file *ff = file->private_data;
+
+	return ff->fm->fc->ext && may_share(file, fb) ? fb->file : own_file(file, fb);
+}
+
+void extfuse_put_backing_file(struct file *backing)
+{
+	if (is_own(backing))
+		fput(backing);
+}
+
+/* From here on @file has a backing file of its own. */
+static int stop_sharing(struct file *file)
+{
+	struct fuse_file *ff = file->private_data;
+	struct fuse_backing *fb;
+	struct file *own;
+
+	if (is_own(READ_ONCE(ff->passthrough)))
+		return 0;
+	/* An open file that passes through keeps its inode's. */
+	fb = fuse_inode_backing(get_fuse_inode(file_inode(file)));
+	own = own_file(file, fb);
+	if (IS_ERR(own))
+		return PTR_ERR(own);
+	if (cmpxchg(&ff->passthrough, fb->file, own) != fb->file)
+		fput(own);
+	return 0;
+}
+
+/* As fs/backing-file.c has it: what of a call's flags is for the file below. */
+#define CALL_FLAGS (IOCB_NOWAIT | IOCB_HIPRI | IOCB_DSYNC | IOCB_SYNC | IOCB_APPEND)
+
+/* The same call on the file below, whose end is seen by nobody else. */
+static struct kiocb backing_call(const struct kiocb *iocb, struct file *backing)
+{
+	return (struct kiocb) {
+		.ki_filp = backing,
+		.ki_pos = iocb->ki_pos,
+		.ki_flags = backing->f_iocb_flags | (iocb->ki_flags & CALL_FLAGS),
+		.ki_ioprio = iocb->ki_ioprio,
+	};
+}
+
+static __always_inline ssize_t read_backing(struct kiocb *iocb, struct iov_iter *to)
+{
+	struct file *file = iocb->ki_filp;
+	struct fuse_file *ff = file->private_data;
+	struct file *backing = READ_ONCE(ff->passthrough);
+	const struct cred *cred;
+	struct kiocb call __uninitialized;
+	ssize_t ret;
+
+	if (is_own(backing) ? !is_sync_kiocb(iocb) || iocb->ki_flags & IOCB_DIRECT :
+			      iocb->ki_flags & IOCB_DIRECT || i_size_read(file_inode(backing)) > SHARED_SIZE) {
+		ret = stop_sharing(file);
+		return ret ?: fuse_passthrough_read_iter(iocb, to);
+	}
+	call = backing_call(iocb, backing);
+	cred = override_creds(ff->cred);
+	ret = vfs_iocb_iter_read(backing, &call, to);
+	revert_creds(cred);
+	iocb->ki_pos = call.ki_pos;
+	fuse_invalidate_atime(file_inode(file));
+	return ret;
+}
+
+/* What file_remove_privs() would do, which asks for an attribute by its name each time. */
+static int remove_privs(struct extfuse_conn *ext, struct file *file)
 {
 	struct inode *inode = file_inode(file);
-	struct fuse_conn *fc = get_fuse_conn(inode);
-	struct extfuse_conn *ext = fc->ext;
+
+	if (ext && !(inode->i_mode & (S_ISUID | S_ISGID)) && extfuse_no_capability(ext, inode))
+		return 0;
+	return file_remove_privs(file);
+}
+
+static __always_inline ssize_t write_backing(struct extfuse_conn *ext, struct kiocb *iocb, struct iov_iter *from)
+{
+	struct file *file = iocb->ki_filp;
+	struct inode *inode = file_inode(file);
+	struct fuse_file *ff = file->private_data;
+	struct file *backing = READ_ONCE(ff->passthrough);
+	const struct cred *cred;
+	struct kiocb call __uninitialized;
+	ssize_t ret;
+
+	if (iocb->ki_flags & IOCB_DIRECT)
+		return fuse_passthrough_write_iter(iocb, from);
+	if (!iov_iter_count(from))
+		return 0;
+	inode_lock(inode);
+	ret = remove_privs(ext, file);
+	if (!ret) {
+		call = backing_call(iocb, backing);
+		cred = override_creds(ff->cred);
+		ret = vfs_iocb_iter_write(backing, &call, from);
+		revert_creds(cred);
+		iocb->ki_pos = call.ki_pos;
+		fuse_write_update_attr(inode, call.ki_pos, ret);
+	}
+	inode_unlock(inode);
+	return ret;
+}
+
+static __always_inline int passthru(struct extfuse_conn *ext, struct inode *inode, u32 opcode)
+{
 	int verdict = 1;
 
 	if (!ext)
 		return 1;
 	if (READ_ONCE(ext->opcodes) & BIT_ULL(opcode) && !(opcode == FUSE_READ && passthru_kept(ext, inode)))
-		verdict = ask(ext, fc, inode, opcode);
+		verdict = ask(ext, ext->fc, inode, opcode);
 	/* What goes up is counted as the request that it then is. */
 	if (verdict) {
 		extfuse_count(ext, opcode, EXTFUSE_COUNT_REQUESTS);
@@ -70,23 +206,27 @@ static int passthru(struct file *file, u32 opcode)
 
 ssize_t extfuse_backing_read_iter(struct kiocb *iocb, struct iov_iter *to)
 {
-	int verdict = passthru(iocb->ki_filp, FUSE_READ);
+	struct inode *inode = file_inode(iocb->ki_filp);
+	int verdict = passthru(get_fuse_conn(inode)->ext, inode, FUSE_READ);
 
 	if (verdict < 0)
 		return verdict;
-	return verdict ? fuse_passthrough_read_iter(iocb, to) : fuse_direct_read_iter(iocb, to);
+	return verdict ? read_backing(iocb, to) : fuse_direct_read_iter(iocb, to);
 }
 
 ssize_t extfuse_backing_splice_read(struct file *in, loff_t *ppos, struct pipe_inode_info *pipe,
 				    size_t len, unsigned int flags)
 {
-	int verdict = passthru(in, FUSE_READ);
+	struct inode *inode = file_inode(in);
+	int verdict = passthru(get_fuse_conn(inode)->ext, inode, FUSE_READ);
 
 	if (verdict < 0)
 		return verdict;
 	/* Not through the page cache, which a file with a backing file must not fill. */
-	return verdict ? fuse_passthrough_splice_read(in, ppos, pipe, len, flags) :
-			 copy_splice_read(in, ppos, pipe, len, flags);
+	if (!verdict)
+		return copy_splice_read(in, ppos, pipe, len, flags);
+	verdict = stop_sharing(in);
+	return verdict ?: fuse_passthrough_splice_read(in, ppos, pipe, len, flags);
 }
 
 /* An asynchronous write, whose change ends when it does. */
@@ -136,8 +276,8 @@ ssize_t extfuse_backing_write_iter(struct kiocb *iocb, struct iov_iter *from)
 {
 	struct inode *inode = file_inode(iocb->ki_filp);
 	struct extfuse_conn *ext = get_fuse_conn(inode)->ext;
-	int verdict = passthru(iocb->ki_filp, FUSE_WRITE);
-	struct extfuse_change change;
+	int verdict = passthru(ext, inode, FUSE_WRITE);
+	struct extfuse_change change __uninitialized;
 	ssize_t ret;
 
 	if (verdict < 0)
@@ -149,7 +289,7 @@ ssize_t extfuse_backing_write_iter(struct kiocb *iocb, struct iov_iter *from)
 	if (!is_sync_kiocb(iocb))
 		return write_async(ext, iocb, from);
 	extfuse_change_node(ext, get_node_id(inode), &change);
-	ret = fuse_passthrough_write_iter(iocb, from);
+	ret = write_backing(ext, iocb, from);
 	extfuse_change_end(ext, &change);
 	return ret;
 }
@@ -159,8 +299,8 @@ ssize_t extfuse_backing_splice_write(struct pipe_inode_info *pipe, struct file *
 {
 	struct inode *inode = file_inode(out);
 	struct extfuse_conn *ext = get_fuse_conn(inode)->ext;
-	int verdict = passthru(out, FUSE_WRITE);
-	struct extfuse_change change;
+	int verdict = passthru(ext, inode, FUSE_WRITE);
+	struct extfuse_change change __uninitialized;
 	ssize_t ret;
 
 	if (verdict < 0)
@@ -185,7 +325,10 @@ ssize_t extfuse_backing_mmap(struct file *file, struct vm_area_struct *vma)
 	struct inode *inode = file_inode(file);
 	struct extfuse_conn *ext = get_fuse_conn(inode)->ext;
 	struct extfuse_change change;
+	int err = stop_sharing(file);
 
+	if (err)
+		return err;
 	if (ext && (vma->vm_flags & (VM_SHARED | VM_MAYWRITE)) == (VM_SHARED | VM_MAYWRITE)) {
 		extfuse_change_node(ext, get_node_id(inode), &change);
 		if (test_and_set_bit(FUSE_I_EXTFUSE_MAPPED, &get_fuse_inode(inode)->state))

@@ -65,6 +65,8 @@ ssize_t extfuse_backing_splice_read(struct file *in, loff_t *ppos, struct pipe_i
 ssize_t extfuse_backing_splice_write(struct pipe_inode_info *pipe, struct file *out, loff_t *ppos,
 				     size_t len, unsigned int flags);
 ssize_t extfuse_backing_mmap(struct file *file, struct vm_area_struct *vma);
+struct file *extfuse_backing_file(struct file *file, struct fuse_backing *fb);
+void extfuse_put_backing_file(struct file *backing);
 void extfuse_evict(struct inode *inode);
 
 /* sections.c */
@@ -92,17 +94,40 @@ bool extfuse_listing_stale(struct inode *inode);
 void extfuse_listing_grows(struct file *file, bool first);
 struct folio *extfuse_listing_folio(struct file *file, loff_t pos);
 
+/* walk.c, and what it stands before */
+int extfuse_dentry_revalidate(struct dentry *entry, unsigned int flags);
+int extfuse_permission(struct mnt_idmap *idmap, struct inode *inode, int mask);
+int extfuse_getattr(struct mnt_idmap *idmap, const struct path *path, struct kstat *stat, u32 request_mask,
+		    unsigned int flags);
+int fuse_dentry_revalidate(struct dentry *entry, unsigned int flags);
+int fuse_permission(struct mnt_idmap *idmap, struct inode *inode, int mask);
+int fuse_getattr(struct mnt_idmap *idmap, const struct path *path, struct kstat *stat, u32 request_mask,
+		 unsigned int flags);
+
 /* open.c */
 int extfuse_open(struct fuse_mount *fm, u64 nodeid, struct file *file, bool isdir);
 void extfuse_pages_dropped(struct inode *inode, struct fuse_file *ff);
 int extfuse_resolve(struct fuse_args *args);
-void extfuse_released(struct fuse_file *ff);
-bool extfuse_unopened(struct fuse_file *ff, struct fuse_release_in *in);
+bool extfuse_released(struct inode *inode, struct fuse_file *ff);
+bool extfuse_put_last(struct fuse_file *ff);
+int extfuse_flush(struct file *file, fl_owner_t id);
+int fuse_flush(struct file *file, fl_owner_t id);
 bool extfuse_fsync(struct file *file, loff_t start, loff_t end, int datasync, int *err);
 
 static inline bool extfuse_deferred(const struct fuse_file *ff)
 {
 	return test_bit(EXTFUSE_FILE_DEFERRED, &ff->ext.state);
+}
+
+/* Has somebody been asked for it to be opened, or would be? */
+static inline bool extfuse_has_open(const struct fuse_file *ff)
+{
+	return ff->args || ff->ext.cred;
+}
+
+static inline s32 extfuse_backing_id(const struct fuse_file *ff)
+{
+	return ff->args ? ff->args->open_outarg.backing_id : ff->ext.backing_id;
 }
 
 /* Who keeps attributes does not give them back for an access time. */
@@ -111,11 +136,11 @@ static inline bool extfuse_keeps_atime(struct inode *inode)
 	return READ_ONCE(get_fuse_inode(inode)->i_time) & EXTFUSE_KEPT;
 }
 
-bool extfuse_kept_at(const struct extfuse_conn *ext, u64 time, u64 stamp);
 u64 extfuse_keep_time(u32 slot, u64 expires);
 
 /* absent.c */
 int extfuse_absent_xattr(struct inode *inode, const char *name);
+bool extfuse_no_capability(const struct extfuse_conn *ext, struct inode *inode);
 bool extfuse_no_xattrs(struct inode *inode);
 bool extfuse_no_acl(struct inode *inode, int type);
 
@@ -266,23 +291,60 @@ static inline u64 extfuse_snapshot(const struct extfuse_conn *ext)
 	return READ_ONCE(ext->stamps->clock);
 }
 
+/* Has @slot not changed since @stamp, and is nothing in flight? That is in its high bits. */
+static inline bool extfuse_unchanged(const struct extfuse_stamps *stamps, u32 slot, u64 stamp)
+{
+	return READ_ONCE(stamps->slot[slot]) <= stamp;
+}
+
+static inline bool extfuse_over(u64 deadline)
+{
+	return unlikely(deadline != EXTFUSE_NEVER) && ktime_get_boottime_ns() >= deadline;
+}
+
+/* Does the connection vouch for what was true at @stamp? */
+static inline bool extfuse_conn_current(const struct extfuse_stamps *stamps, u64 stamp)
+{
+	return extfuse_unchanged(stamps, EXTFUSE_SLOT_CONN, stamp) && !extfuse_over(READ_ONCE(stamps->deadline));
+}
+
 /*
  * Is an answer with @stamp current as far as @slot goes? To be asked after the
- * answer was read, hence the barrier. In flight is in the high bits of a slot,
- * so the comparison covers it.
+ * answer was read, hence the barrier.
  */
 static inline bool extfuse_current(const struct extfuse_conn *ext, u32 slot, u64 stamp)
 {
 	const struct extfuse_stamps *stamps = ext->stamps;
-	u64 deadline;
 
 	smp_rmb();
-	if (slot >= EXTFUSE_SLOTS || stamp > EXTFUSE_CLOCK_MAX)
+	return slot < EXTFUSE_SLOTS && stamp <= EXTFUSE_CLOCK_MAX && extfuse_unchanged(stamps, slot, stamp) &&
+	       extfuse_conn_current(stamps, stamp);
+}
+
+/* The slot in the word that an answer is kept with: see keep.c. */
+static inline u32 extfuse_kept_slot(u64 time)
+{
+	return time & (EXTFUSE_SLOTS - 1);
+}
+
+/*
+ * Is an answer that is kept with this word, and with this stamp, current as far as
+ * time and its own slot go? Nothing but EXTFUSE_NEVER has the upper half of all
+ * times in its word, and most answers are kept for so long.
+ */
+static inline bool extfuse_word_current(const struct extfuse_stamps *stamps, u64 time, u64 stamp)
+{
+	if (time >> 62 != 3 && (!(time & EXTFUSE_KEPT) || (time & ~EXTFUSE_KEPT) >> EXTFUSE_SLOT_BITS <= get_jiffies_64()))
 		return false;
-	if (READ_ONCE(stamps->slot[slot]) > stamp || READ_ONCE(stamps->slot[EXTFUSE_SLOT_CONN]) > stamp)
-		return false;
-	deadline = READ_ONCE(stamps->deadline);
-	return likely(deadline == EXTFUSE_NEVER) || ktime_get_boottime_ns() < deadline;
+	return extfuse_unchanged(stamps, extfuse_kept_slot(time), stamp);
+}
+
+static inline bool extfuse_kept_at(const struct extfuse_conn *ext, u64 time, u64 stamp)
+{
+	const struct extfuse_stamps *stamps = ext->stamps;
+
+	smp_rmb();
+	return extfuse_word_current(stamps, time, stamp) && extfuse_conn_current(stamps, stamp);
 }
 
 static inline void extfuse_change_add(struct extfuse_change *change, u32 slot)

@@ -11,6 +11,7 @@
 #include "extfuse.h"
 
 struct cred;
+struct extfuse_conn;
 struct inode;
 
 /* How an answer may be kept: keep.c */
@@ -30,6 +31,8 @@ struct extfuse_opening {
 };
 
 struct extfuse_inode {
+	struct extfuse_conn *conn; /* walk.c; NULL while nothing is kept here */
+	u32 dir_slot; /* its DIR slot, if a name in it is kept */
 	struct extfuse_opening opening;
 	struct hlist_head deferred; /* open files that the daemon has not heard of; fi->lock */
 	u64 data_stamp; /* pages in the cache are not older; fi->lock */
@@ -48,6 +51,7 @@ struct extfuse_file {
 	unsigned long state;
 	unsigned int flags; /* of open(2) */
 	bool isdir;
+	s32 backing_id; /* if its open flags have FOPEN_PASSTHROUGH */
 	struct inode *inode; /* the file's own */
 	const struct cred *cred; /* of who opened it; NULL if the daemon did at once */
 	struct hlist_node deferred; /* in extfuse_inode.deferred */

@@ -19,16 +19,7 @@
 /* Asked for by each READDIR of a directory but the first. */
 #define EXTFUSE_LISTING_SIZE (32U << 10)
 
-#define SLOT_MASK (EXTFUSE_SLOTS - 1ULL)
-
-/* May what is kept with this word and this stamp be used? */
-bool extfuse_kept_at(const struct extfuse_conn *ext, u64 time, u64 stamp)
-{
-	return (time & ~EXTFUSE_KEPT) >> EXTFUSE_SLOT_BITS > get_jiffies_64() &&
-	       extfuse_current(ext, time & SLOT_MASK, stamp);
-}
-
-/* Also in the RCU walk; a name that is moved away has a slot that was changed by it. */
+/* A name that is moved away has a slot that was changed by it. */
 bool extfuse_entry_kept(const struct dentry *entry, u64 time)
 {
 	struct extfuse_conn *ext = get_fuse_conn_super(entry->d_sb)->ext;
@@ -87,7 +78,8 @@ static u32 name_slot(const struct extfuse_conn *ext, const struct fuse_args *arg
 static void keep(struct fuse_args *args, u32 what, u32 slot, u64 stamp, u64 expires, bool own)
 {
 	args->ext_keep[what].stamp = stamp;
-	args->ext_keep[what].time = extfuse_keep_time(slot, expires);
+	/* A clock that the daemon has spoilt would never be overtaken. */
+	args->ext_keep[what].time = stamp > EXTFUSE_CLOCK_MAX ? 0 : extfuse_keep_time(slot, expires);
 	args->ext_keep[what].own = own;
 }
 
@@ -199,7 +191,7 @@ void extfuse_keep_own(struct extfuse_conn *ext, struct fuse_args *args, const st
 			continue;
 		is = false;
 		for (i = 0; i < change->nr; i++)
-			if (change->slot[i] == (kept->time & SLOT_MASK))
+			if (change->slot[i] == extfuse_kept_slot(kept->time))
 				is = change->alone & BIT(i);
 		if (what == EXTFUSE_KEEP_ENTRY)
 			is = is && extfuse_current(ext, extfuse_node_slot(args->nodeid, EXTFUSE_SLOT_DIR), kept->stamp);
@@ -219,6 +211,7 @@ void extfuse_keep_attr_locked(struct fuse_inode *fi, const struct fuse_args *arg
 	if (!kept->time)
 		return;
 	WRITE_ONCE(fi->ext_stamp, kept->stamp);
+	WRITE_ONCE(fi->ext.conn, get_fuse_conn(&fi->inode)->ext);
 	smp_wmb();
 	WRITE_ONCE(fi->i_time, kept->time);
 }
@@ -239,8 +232,18 @@ void extfuse_keep_attr(struct inode *inode, const struct fuse_args *args, u64 ve
 /* What a dentry says, after it was given the daemon's timeout. */
 void extfuse_keep_entry(struct dentry *entry, const struct extfuse_keep *kept)
 {
+	struct inode *dir;
+
 	if (!kept->time)
 		return;
+	rcu_read_lock();
+	dir = d_inode_rcu(READ_ONCE(entry->d_parent));
+	if (dir && !get_fuse_inode(dir)->ext.dir_slot) {
+		WRITE_ONCE(get_fuse_inode(dir)->ext.conn, get_fuse_conn(dir)->ext);
+		smp_wmb();
+		WRITE_ONCE(get_fuse_inode(dir)->ext.dir_slot, extfuse_node_slot(get_node_id(dir), EXTFUSE_SLOT_DIR));
+	}
+	rcu_read_unlock();
 	WRITE_ONCE(entry->d_time, kept->stamp);
 	smp_wmb();
 	fuse_dentry_keep(entry, kept->time);

@@ -55,16 +55,17 @@ void extfuse_pages_dropped(struct inode *inode, struct fuse_file *ff)
 	spin_unlock(&fi->lock);
 }
 
-static void defer(struct fuse_inode *fi, struct fuse_file *ff, struct file *file, bool isdir)
+/* Makes of @ff what needs neither an fh nor arguments for a RELEASE. */
+static void begin_deferred(struct fuse_file *ff, struct file *file, bool isdir, s32 backing_id)
 {
+	kfree(ff->args);
+	ff->args = NULL;
 	ff->ext.flags = file->f_flags;
 	ff->ext.isdir = isdir;
-	ff->ext.inode = &fi->inode;
+	ff->ext.inode = file_inode(file);
+	ff->ext.backing_id = backing_id;
 	ff->ext.cred = get_cred(file->f_cred);
 	__set_bit(EXTFUSE_FILE_DEFERRED, &ff->ext.state);
-	spin_lock(&fi->lock);
-	hlist_add_head(&ff->ext.deferred, &fi->ext.deferred);
-	spin_unlock(&fi->lock);
 }
 
 /* It has an fh now, or never will. */
@@ -79,10 +80,11 @@ static void settled(struct fuse_inode *fi, struct fuse_file *ff)
  * A file that nobody has opened for real: sets up its I/O. If that cannot be, or
  * if the answer is not current any more, it is freed, and there was no answer.
  */
-static bool set_up(struct extfuse_conn *ext, struct file *file, struct fuse_file *ff, bool isdir, u64 stamp)
+static bool set_up(struct extfuse_conn *ext, struct file *file, struct fuse_file *ff, u64 stamp)
 {
 	struct inode *inode = file_inode(file);
 	struct fuse_inode *fi = get_fuse_inode(inode);
+	bool isdir = ff->ext.isdir;
 
 	if (isdir)
 		ff->open_flags |= FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE;
@@ -92,18 +94,21 @@ static bool set_up(struct extfuse_conn *ext, struct file *file, struct fuse_file
 	file->private_data = ff;
 	if (!isdir && fuse_file_io_open(file, inode))
 		goto miss;
-	defer(fi, ff, file, isdir);
+	spin_lock(&fi->lock);
+	hlist_add_head(&ff->ext.deferred, &fi->ext.deferred);
+	spin_unlock(&fi->lock);
 	/* Pairs with extfuse_settle(): it changes the slot, then looks for us. */
 	smp_mb();
 	if (likely(extfuse_current(ext, extfuse_node_slot(ff->nodeid, EXTFUSE_SLOT_NODE), stamp)))
 		return true;
-	settled(fi, ff);
-	put_cred(ff->ext.cred);
-	if (!isdir && fuse_file_passthrough(ff))
-		fuse_passthrough_release(ff, fuse_inode_backing(fi));
-	fuse_file_io_release(ff, inode);
+	/* If that has found and opened it meanwhile, all is well. */
+	if (!extfuse_released(inode, ff))
+		return true;
+	file->private_data = NULL;
+	return false;
 miss:
 	file->private_data = NULL;
+	put_cred(ff->ext.cred);
 	fuse_file_free(ff);
 	return false;
 }
@@ -123,14 +128,14 @@ static bool open_kept(struct fuse_mount *fm, struct file *file, bool isdir)
 	spin_unlock(&fi->lock);
 	if (!extfuse_kept_at(ext, opening.time, opening.stamp) || !still_allowed(fm->fc, fi, opening.stamp))
 		return false;
-	ff = fuse_file_alloc(fm, true);
+	ff = fuse_file_alloc(fm, false);
 	if (!ff)
 		return false;
 	ff->nodeid = fi->nodeid;
 	ff->open_flags = opening.flags;
-	ff->args->open_outarg.backing_id = opening.backing_id;
 	ff->ext.opened = extfuse_snapshot(ext);
-	if (!set_up(ext, file, ff, isdir, opening.stamp))
+	begin_deferred(ff, file, isdir, opening.backing_id);
+	if (!set_up(ext, file, ff, opening.stamp))
 		return false;
 	extfuse_count(ext, isdir ? FUSE_OPENDIR : FUSE_OPEN, EXTFUSE_COUNT_KEPT);
 	return true;
@@ -149,7 +154,8 @@ int extfuse_open(struct fuse_mount *fm, u64 nodeid, struct file *file, bool isdi
 	ff = fuse_file_open(fm, nodeid, file->f_flags, isdir, &asked);
 	if (!IS_ERR(ff) && asked.answered) {
 		ff->ext.opened = stamp;
-		if (set_up(ext, file, ff, isdir, stamp))
+		begin_deferred(ff, file, isdir, ff->args->open_outarg.backing_id);
+		if (set_up(ext, file, ff, stamp))
 			return 0;
 		asked.forced = true;
 		stamp = extfuse_snapshot(ext);
@@ -177,6 +183,13 @@ static int open_now(struct fuse_file *ff)
 	if (wait_on_bit_lock(&ff->ext.state, EXTFUSE_FILE_OPENING, TASK_KILLABLE))
 		return -EINTR;
 	if (extfuse_deferred(ff)) {
+		/* Before there is an fh that a RELEASE would have to give back. */
+		if (!ff->args)
+			WRITE_ONCE(ff->args, kzalloc(sizeof(*ff->args), GFP_KERNEL_ACCOUNT));
+		if (!ff->args) {
+			err = -ENOMEM;
+			goto out;
+		}
 		cred = override_creds(ff->ext.cred);
 		err = fuse_send_open(ff->fm, ff->nodeid, ff->ext.flags, ff->ext.isdir ? FUSE_OPENDIR : FUSE_OPEN, &out,
 				     &asked);
@@ -197,6 +210,7 @@ static int open_now(struct fuse_file *ff)
 			clear_bit(EXTFUSE_FILE_DEFERRED, &ff->ext.state);
 		}
 	}
+out:
 	clear_and_wake_up_bit(EXTFUSE_FILE_OPENING, &ff->ext.state);
 	return err;
 }
@@ -250,21 +264,62 @@ int extfuse_settle(struct inode *inode)
 	return 0;
 }
 
-/* The file is closed, with fi->lock; who uses it still has references. */
-void extfuse_released(struct fuse_file *ff)
+/* A file is closed that may have no fh: true if that is all. Who settles it may still have a reference. */
+bool extfuse_released(struct inode *inode, struct fuse_file *ff)
 {
-	hlist_del_init(&ff->ext.deferred);
+	struct fuse_inode *fi = get_fuse_inode(inode);
+
+	if (!ff->ext.cred)
+		return false;
+	settled(fi, ff);
+	if (!extfuse_deferred(ff))
+		return false;
+	if (fuse_file_passthrough(ff))
+		fuse_passthrough_release(ff, fuse_inode_backing(fi));
+	fuse_file_put(ff, false);
+	return true;
 }
 
-/* The last reference goes: true if the daemon never heard of it. */
-bool extfuse_unopened(struct fuse_file *ff, struct fuse_release_in *in)
+/*
+ * The last reference goes: true if the file was closed without a RELEASE being
+ * prepared. If it got an fh after that, from extfuse_settle(), whose caller holds
+ * the inode, there has to be one.
+ */
+bool extfuse_put_last(struct fuse_file *ff)
 {
-	if (likely(!ff->ext.cred))
+	struct fuse_release_args *release = &ff->args->release_args;
+	struct inode *inode = ff->ext.inode;
+
+	if (!ff->ext.cred)
 		return false;
 	put_cred(ff->ext.cred);
-	/* It may have got one after the release was prepared. */
-	in->fh = ff->fh;
-	return extfuse_deferred(ff);
+	if (ff->args && release->args.opcode) {
+		/* It may have got one after the release was prepared. */
+		release->inarg.fh = ff->fh;
+		return false;
+	}
+	if (extfuse_deferred(ff)) {
+		fuse_file_io_release(ff, inode);
+		fuse_file_free(ff);
+		return true;
+	}
+	release->inarg.fh = ff->fh;
+	release->inarg.flags = ff->ext.flags;
+	release->args.in_numargs = 1;
+	release->args.in_args[0].size = sizeof(release->inarg);
+	release->args.in_args[0].value = &release->inarg;
+	release->args.opcode = ff->ext.isdir ? FUSE_RELEASEDIR : FUSE_RELEASE;
+	release->args.nodeid = ff->nodeid;
+	release->args.force = true;
+	release->args.nocreds = true;
+	release->inode = igrab(inode);
+	return false;
+}
+
+/* Of a file that the daemon does not know, and which is for reading only, there is nothing to be flushed. */
+int extfuse_flush(struct file *file, fl_owner_t id)
+{
+	return extfuse_deferred(file->private_data) ? 0 : fuse_flush(file, id);
 }
 
 /* What is on disk of a file that passes through is its backing file's. */

@@ -61,8 +61,8 @@ static u64 slot_begin(atomic64_t *slot)
 	return old;
 }
 
-/* last = max(last, now), and in flight -1 if @begun, in one step. Gives what it was. */
-static u64 slot_end(atomic64_t *slot, u64 now, bool begun)
+/* last = max(last, now), and in flight -1 if @begun, in one step. */
+static void slot_end(atomic64_t *slot, u64 now, bool begun)
 {
 	s64 old = atomic64_read(slot);
 	u64 new, flight;
@@ -75,10 +75,9 @@ static u64 slot_end(atomic64_t *slot, u64 now, bool begun)
 		if (begun && flight && flight != EXTFUSE_FLIGHT_KERNEL_MASK)
 			new -= EXTFUSE_FLIGHT_KERNEL;
 	} while (!atomic64_try_cmpxchg(slot, &old, new));
-	return old;
 }
 
-static void begin(struct extfuse_conn *ext, struct extfuse_change *change)
+static __always_inline void begin(struct extfuse_conn *ext, struct extfuse_change *change)
 {
 	u32 i;
 
@@ -88,16 +87,21 @@ static void begin(struct extfuse_conn *ext, struct extfuse_change *change)
 
 void extfuse_change_done(struct extfuse_conn *ext, struct extfuse_change *change)
 {
-	u64 was;
+	u64 now = tick(ext);
+	atomic64_t *slot;
+	s64 mine;
 	u32 i;
 
-	change->now = tick(ext);
+	change->now = now;
 	change->alone = 0;
 	for (i = 0; i < change->nr; i++) {
-		was = slot_end(word(&ext->stamps->slot[change->slot[i]]), change->now, true);
+		slot = word(&ext->stamps->slot[change->slot[i]]);
 		/* Nothing was in flight, and nobody came: then it is what we made of it. */
-		if (!(change->before[i] & EXTFUSE_FLIGHT_MASK) && was == change->before[i] + EXTFUSE_FLIGHT_KERNEL)
+		mine = change->before[i] + EXTFUSE_FLIGHT_KERNEL;
+		if (likely(change->before[i] < now) && atomic64_try_cmpxchg(slot, &mine, now))
 			change->alone |= BIT(i);
+		else
+			slot_end(slot, now, true);
 	}
 }
 
@@ -229,9 +233,9 @@ void extfuse_change_begin(struct extfuse_conn *ext, const struct fuse_args *args
 /* Data and attributes of one node, which change without a request. */
 void extfuse_change_node(struct extfuse_conn *ext, u64 nodeid, struct extfuse_change *change)
 {
-	change->nr = 0;
-	add_node(change, nodeid, EXTFUSE_SLOT_ATTR);
-	add_node(change, nodeid, EXTFUSE_SLOT_DATA);
+	change->slot[0] = extfuse_node_slot(nodeid, EXTFUSE_SLOT_ATTR);
+	change->slot[1] = extfuse_node_slot(nodeid, EXTFUSE_SLOT_DATA);
+	change->nr = 2;
 	begin(ext, change);
 }
 
