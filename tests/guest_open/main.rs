@@ -9,3 +9,4 @@ mod guest;
 
 mod cached;
 mod passthrough;
+mod shared;
