@@ -409,6 +409,65 @@ fn a_resent_request_has_no_sections() {
     assert_bytes(&seen[4096..], &bytes(4096, 10), "staged again");
 }
 
+/// The second time, it keeps its unique: what has begun before must not find it.
+#[test]
+fn a_section_that_has_begun_ends_with_a_resend() {
+    let served = Served::new(SIZE);
+    let resend = [&16u32.to_ne_bytes()[..], &7u32.to_ne_bytes(), &0u64.to_ne_bytes()].concat();
+    let spoilt = Frame {
+        payload: vec![POISON; 8192],
+        ..Frame::usual(0, 8192)
+    };
+    for meanwhile in ["nothing", "whole", "begun"] {
+        let reader = served.reader("direct", 0, 8192);
+        let first = served.read();
+        served.message(&resend).unwrap();
+        let second = served.read();
+        let (mut old, mut new) = (Wire::new(Kind::Unix), Wire::new(Kind::Unix));
+        let filling = |read: &Read, frame: &Frame, wire: &mut Wire| {
+            wire.send(&frame.whole()[..4000]);
+            let (mut fill, device) = (read.fill(frame, &wire.fd), std::sync::Arc::clone(&read.device));
+            let filling = thread::spawn(move || errno(&device.fill(&mut fill, &mut [0; 204])));
+            wire.until_taken();
+            filling
+        };
+        let begun = filling(&second, &spoilt, &mut old);
+        served.message(&resend).unwrap();
+        let third = served.read();
+        assert_eq!(third.unique, second.unique);
+        let right = Frame::usual(0, 8192);
+        let others = match meanwhile {
+            "whole" => {
+                third.staged(&right, 0);
+                None
+            }
+            "begun" => Some(filling(&third, &right, &mut new)),
+            _ => None,
+        };
+        old.send(&spoilt.whole()[4000..]);
+        assert_eq!(
+            within(begun, crate::harness::PATIENCE),
+            libc::ENOENT,
+            "{meanwhile}"
+        );
+        if let Some(others) = others {
+            new.send(&right.whole()[4000..]);
+            assert_eq!(within(others, crate::harness::PATIENCE), 0);
+        }
+        if meanwhile == "nothing" {
+            third.staged(&Frame::usual(8191, 1), 8191);
+        }
+        third.commit();
+        let seen = within(reader, crate::harness::PATIENCE).unwrap();
+        let expected = match meanwhile {
+            "nothing" => [vec![0; 8191], bytes(8191, 1)].concat(),
+            _ => right.payload,
+        };
+        assert_bytes(&seen, &expected, meanwhile);
+        drop((first, second));
+    }
+}
+
 #[test]
 fn devices_without_sections() {
     let open = |path| {
