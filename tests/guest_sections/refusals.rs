@@ -323,6 +323,49 @@ fn a_reply_while_a_section_is_filled() {
     }
 }
 
+#[test]
+fn a_commit_that_says_more_than_its_length() {
+    let served = Served::new(SIZE);
+    let (seen, ()) = served.one_read("direct", (0, 100), |read| {
+        read.staged(&Frame::usual(0, 50), 0);
+        let commit = abi::Commit {
+            size: 50,
+            reserved: 1,
+        };
+        let mut message = [&reply_message(read.unique, 0)[..], commit.bytes()].concat();
+        message[0] = message.len() as u8;
+        assert_eq!(errno(&served.message(&message)), libc::EINVAL);
+    });
+    assert_eq!(errno(&seen), libc::EIO);
+}
+
+/// Neither more nor less than what is staged, and not while more is on its way.
+#[test]
+fn a_fill_that_commits_beside_other_sections() {
+    let served = Served::new(SIZE);
+    let frame = Frame::usual(0, 100);
+    let (seen, ()) = served.one_read("direct", (0, 8192), |read| {
+        read.staged(&Frame::usual(4096, 4096), 4096);
+        let (mut slow, mut fast) = (Wire::new(Kind::Unix), Wire::new(Kind::Unix));
+        slow.send(&frame.whole()[..150]);
+        let (mut fill, device) = (read.fill(&frame, &slow.fd), std::sync::Arc::clone(&read.device));
+        let filling = thread::spawn(move || errno(&device.fill(&mut fill, &mut [0; 204])));
+        slow.until_taken();
+        let commit = |fast: &mut Wire| {
+            fast.send(&frame.whole());
+            let mut fill = read.fill(&frame, &fast.fd);
+            fill.flags |= abi::SECTION_COMMIT;
+            errno(&read.device.fill(&mut fill, &mut [0; 204]))
+        };
+        assert_eq!(commit(&mut fast), libc::EBUSY);
+        slow.send(&frame.whole()[150..]);
+        assert_eq!(within(filling, crate::harness::PATIENCE), 0);
+        assert_eq!(commit(&mut fast), 0);
+    });
+    let right = [bytes(0, 100), vec![0; 3996], bytes(4096, 4096)].concat();
+    assert_bytes(&seen.unwrap(), &right, "all that is staged");
+}
+
 /// A reply that comes just when pages are being written is not lost: the reader would hang.
 #[test]
 fn replies_race_with_sections() {
