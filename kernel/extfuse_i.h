@@ -72,6 +72,7 @@ void extfuse_evict(struct inode *inode);
 /* sections.c */
 int extfuse_stage(struct fuse_dev *fud, struct fuse_copy_state *cs, u64 unique, size_t nbytes);
 int extfuse_commit(struct fuse_copy_state *cs, struct fuse_req *req, size_t nbytes);
+void extfuse_forget_sections(struct fuse_req *req);
 struct fuse_req *extfuse_find_sent(struct fuse_dev *fud, u64 unique);
 
 /* drain.c */
@@ -379,6 +380,7 @@ struct extfuse_frame {
 	u32 offset; /* of the payload in the request */
 	u32 flags;
 	u32 crc; /* of the payload so far, inverted */
+	u32 resent; /* of the request, when the section began */
 	bool summed; /* crc is kept */
 	bool resumed; /* an earlier call began it */
 	bool judged; /* a program was asked */
@@ -409,7 +411,8 @@ void extfuse_map(struct fuse_req *req, unsigned int dir, unsigned int off, unsig
 u32 extfuse_crc(u32 crc, const void *bytes, size_t len);
 bool extfuse_has_gate(struct extfuse_conn *ext);
 struct fuse_req *extfuse_section_own(struct fuse_dev *fud, u64 unique, u32 offset, u32 payload);
-int extfuse_section_begin(struct fuse_req *req, u32 offset, u32 payload, u32 had);
+int extfuse_section_begin(struct fuse_req *req, struct extfuse_frame *frame, u32 had);
+struct fuse_req *extfuse_section_own_again(struct fuse_dev *fud, u64 unique, const struct extfuse_frame *frame);
 int extfuse_section_end(struct extfuse_conn *ext, struct fuse_req *req, struct extfuse_frame *frame, int err,
 			u32 got);
 void extfuse_set_length(struct fuse_req *req, unsigned int size);

@@ -189,7 +189,7 @@ static ssize_t receive(struct fill *fill)
 	int err;
 
 	lock_sock(sk);
-	req = extfuse_own(fill->fud, fill->unique, FUSE_READ);
+	req = extfuse_section_own_again(fill->fud, fill->unique, &fill->frame);
 	if (IS_ERR(req)) {
 		release_sock(sk);
 		return PTR_ERR(req);
@@ -248,7 +248,7 @@ static ssize_t read_through(struct fill *fill)
 		return ret;
 	}
 	/* They are gone from the source, whatever comes of the request. */
-	req = extfuse_own(fill->fud, fill->unique, FUSE_READ);
+	req = extfuse_section_own_again(fill->fud, fill->unique, frame);
 	if (!IS_ERR(req)) {
 		u8 *from = fill->buffer;
 		size_t rest = ret;
@@ -379,7 +379,7 @@ static int run_fill(struct fill *fill, u8 __user *mem)
 	req = extfuse_section_own(fill->fud, fill->unique, frame->offset, frame->payload);
 	if (IS_ERR(req))
 		return PTR_ERR(req);
-	err = extfuse_section_begin(req, frame->offset, frame->payload, payload_done(frame, fill->done));
+	err = extfuse_section_begin(req, frame, payload_done(frame, fill->done));
 	late = extfuse_disown(fill->fud, req, false);
 	if (err || late)
 		return err ?: late;
@@ -390,7 +390,7 @@ static int run_fill(struct fill *fill, u8 __user *mem)
 	late = give_meta(frame, mem, began, fill->done);
 	err = late ?: err;
 
-	req = extfuse_own(fill->fud, fill->unique, FUSE_READ);
+	req = extfuse_section_own_again(fill->fud, fill->unique, frame);
 	if (IS_ERR(req))
 		return PTR_ERR(req);
 	err = extfuse_section_end(ext, req, frame, err, resumable(err) ? payload_done(frame, fill->done) : 0);

@@ -267,15 +267,39 @@ struct fuse_req *extfuse_section_own(struct fuse_dev *fud, u64 unique, u32 offse
 }
 
 /* @had: bytes of it that an earlier call put there. */
-int extfuse_section_begin(struct fuse_req *req, u32 offset, u32 payload, u32 had)
+int extfuse_section_begin(struct fuse_req *req, struct extfuse_frame *frame, u32 had)
 {
-	if (had && offset + had > req->ext.touched)
+	if (had && frame->offset + had > req->ext.touched)
 		return -EINVAL; /* a lie, and somebody's old bytes */
-	if (offset > req->ext.touched)
-		zero(req, req->ext.touched, offset - req->ext.touched);
-	req->ext.touched = max(req->ext.touched, offset + payload);
+	if (frame->offset > req->ext.touched)
+		zero(req, req->ext.touched, frame->offset - req->ext.touched);
+	req->ext.touched = max(req->ext.touched, frame->offset + frame->payload);
 	req->ext.filling++;
+	frame->resent = req->ext.resent;
 	return 0;
+}
+
+/* For the next bytes of a section that has begun, and for its end. */
+struct fuse_req *extfuse_section_own_again(struct fuse_dev *fud, u64 unique, const struct extfuse_frame *frame)
+{
+	struct fuse_req *req = extfuse_own(fud, unique, FUSE_READ);
+
+	if (IS_ERR(req) || likely(req->ext.resent == frame->resent))
+		return req;
+	extfuse_disown(fud, req, false);
+	return ERR_PTR(-ENOENT);
+}
+
+/*
+ * Before the request is sent again, with fpq->lock held. It may keep its unique, if it has been sent again
+ * before: a section that has begun finds it, and must not touch what others put there now.
+ */
+void extfuse_forget_sections(struct fuse_req *req)
+{
+	u32 resent = req->ext.resent + 1;
+
+	memset(&req->ext, 0, sizeof(req->ext));
+	req->ext.resent = resent;
 }
 
 void extfuse_set_length(struct fuse_req *req, unsigned int size)
@@ -368,8 +392,6 @@ static int judge(struct extfuse_conn *ext, struct fuse_req *req, struct extfuse_
 int extfuse_section_end(struct extfuse_conn *ext, struct fuse_req *req, struct extfuse_frame *frame, int err,
 			u32 got)
 {
-	if (!req->ext.filling) /* resent meanwhile, and all forgotten */
-		return -ENOENT;
 	req->ext.filling--;
 	if (!err) {
 		err = judge(ext, req, frame);
@@ -480,7 +502,7 @@ int extfuse_stage(struct fuse_dev *fud, struct fuse_copy_state *cs, u64 unique, 
 	err = PTR_ERR_OR_ZERO(req);
 	if (err)
 		goto out;
-	extfuse_section_begin(req, frame.offset, frame.payload, 0);
+	extfuse_section_begin(req, &frame, 0);
 	err = copy_payload(cs, req, &frame);
 	late = extfuse_disown(fud, req, false);
 	if (late) {
@@ -494,7 +516,7 @@ int extfuse_stage(struct fuse_dev *fud, struct fuse_copy_state *cs, u64 unique, 
 		     (section.flags & EXTFUSE_SECTION_CRC &&
 		      copy_to_user(u64_to_user_ptr(section.mem + meta), &crc, sizeof(crc)))))
 		err = -EFAULT;
-	req = extfuse_own(fud, unique, FUSE_READ);
+	req = extfuse_section_own_again(fud, unique, &frame);
 	if (IS_ERR(req)) {
 		err = PTR_ERR(req);
 	} else {

@@ -21,6 +21,9 @@ __u64 last_pos;
 __u64 last_fh;
 __u32 last_payload;
 __u32 last_flags;
+__u32 last_uid;
+__u32 last_gid;
+__u32 last_pid;
 __u32 refused_reads;
 
 static __u64 nodeid;
@@ -42,6 +45,9 @@ int BPF_PROG(gate_section, struct extfuse_section_ctx *c)
 	last_fh = c->fh;
 	last_payload = c->payload;
 	last_flags = c->flags;
+	last_uid = c->uid;
+	last_gid = c->gid;
+	last_pid = c->pid;
 	if (beyond) {
 		refused_reads += !!bpf_extfuse_section_read(c, EXTFUSE_SECTION_HEADER, header - 7, &nodeid, sizeof(nodeid));
 		refused_reads += !!bpf_extfuse_section_read(c, EXTFUSE_SECTION_FOOTER, ~0U, &crc, sizeof(crc));

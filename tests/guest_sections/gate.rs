@@ -2,32 +2,17 @@
 //! A program at the gate, which sees header, footer and CRC of a section before the commit; and daemons
 //! that look for themselves.
 
-use std::mem::MaybeUninit;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::thread;
 
 use extfuse::abi::{SECTION_COMMIT, SECTION_CRC, SECTION_GATED, SECTION_REFUSED};
 use fuser::Errno;
-use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Link, OpenObject};
 
-use crate::harness::{Frame, POISON, Read, Served, assert_bytes, bytes, crc32c, errno};
+use crate::harness::{Frame, PATIENCE, POISON, Read, Served, assert_bytes, bytes, crc32c, errno, within};
+use crate::program::{Gate, seal};
 use crate::refusals::stage_message;
 use crate::wires::{Kind, Wire};
-
-#[allow(
-    dead_code,
-    missing_debug_implementations,
-    unsafe_op_in_unsafe_fn,
-    unused_qualifications,
-    clippy::all,
-    clippy::undocumented_unsafe_blocks,
-    clippy::wildcard_imports
-)]
-mod skeleton {
-    include!(concat!(env!("OUT_DIR"), "/gate.skel.rs"));
-}
-
-use skeleton::types::bss as Seen;
-use skeleton::{GateSkel, GateSkelBuilder};
 
 const SIZE: u64 = 1 << 30;
 const ERROR_BUDGET: u64 = extfuse::abi::ERROR_BUDGET;
@@ -35,42 +20,10 @@ const ERROR_BUDGET: u64 = extfuse::abi::ERROR_BUDGET;
 const CACHED: u64 = 2;
 const DIRECT: u64 = 3;
 
-/// The program, attached to a mount.
-struct Gate {
-    skeleton: GateSkel<'static>,
-    _link: Link,
-}
-
-impl Gate {
-    fn at(served: &Served) -> Self {
-        // One a test process: the object has to outlive its skeleton.
-        let storage: &'static mut MaybeUninit<OpenObject> = Box::leak(Box::new(MaybeUninit::uninit()));
-        let mut open = GateSkelBuilder::default().open(storage).unwrap();
-        // SAFETY: it lives in the shadow value of `open`.
-        let ops: &mut skeleton::types::extfuse_ops = unsafe { &mut *(open.struct_ops.gate_mut() as *mut _) };
-        ops.conn = served.conn;
-        let mut skeleton = open.load().unwrap();
-        let link = skeleton.maps.gate.attach_struct_ops().unwrap();
-        Self {
-            skeleton,
-            _link: link,
-        }
-    }
-
-    fn tell(&mut self, how: impl FnOnce(&mut Seen)) {
-        how(self.skeleton.maps.bss_data.as_deref_mut().unwrap());
-    }
-
-    fn seen(&self) -> &Seen {
-        self.skeleton.maps.bss_data.as_deref().unwrap()
-    }
-}
-
 /// A frame as the program wants it.
 fn sealed(nodeid: u64, pos: u64, payload: usize) -> Frame {
     let mut frame = Frame::usual(pos, payload);
-    frame.header[..8].copy_from_slice(&nodeid.to_le_bytes());
-    frame.footer[98..].copy_from_slice(&crc32c(&frame.payload).to_le_bytes());
+    seal(&mut frame, nodeid);
     frame
 }
 
@@ -144,6 +97,11 @@ fn sections_are_accepted_and_rejected() {
                         put(&read, &served, &sealed(DIRECT, at + 5000, 4000), Way::Stage, 5000),
                         0
                     );
+                    assert_eq!(
+                        gate.seen().last_pos,
+                        at + 5000,
+                        "where its payload is in the file"
+                    );
                     read.commit();
                 });
                 let right = [vec![0; 5000], bytes(at + 5000, 4000)].concat();
@@ -152,6 +110,57 @@ fn sections_are_accepted_and_rejected() {
         }
     }
     assert_eq!(served.device.status().unwrap().errors, 0);
+}
+
+#[test]
+fn the_program_sees_who_reads() {
+    let served = Served::new(SIZE);
+    let gate = Gate::at(&served);
+    let file = served.open("direct");
+    let reader = served.while_running(
+        move || {
+            // Of this thread only.
+            nix::unistd::setfsgid(1001.into());
+            nix::unistd::setfsuid(1002.into());
+            file.read_at(&mut [0; 100], 0).unwrap();
+            nix::unistd::gettid().as_raw()
+        },
+        |read| {
+            assert_eq!(put(&read, &served, &sealed(DIRECT, 0, 100), Way::Fill, 0), 0);
+            read.commit();
+        },
+    );
+    let seen = gate.seen();
+    assert_eq!((seen.last_uid, seen.last_gid), (1002, 1001));
+    assert_eq!(seen.last_pid, reader as u32);
+}
+
+/// It has not seen the beginning, of which nobody has kept a checksum.
+#[test]
+fn a_program_that_comes_while_a_frame_is_received_judges_all_of_it() {
+    let served = Served::new(SIZE);
+    let mut gate = Gate::loaded(served.conn);
+    for (wrong, way) in [false, true].into_iter().zip([0, SECTION_COMMIT]) {
+        let (seen, ()) = served.one_read("direct", (0, 9000), |read| {
+            assert_eq!(read.nodeid, DIRECT);
+            let mut frame = sealed(DIRECT, 0, 9000);
+            frame.payload[10] ^= u8::from(wrong);
+            let mut wire = Wire::new(Kind::Unix);
+            wire.send(&frame.whole()[..4000]);
+            let (mut fill, device) = (read.fill(&frame, &wire.fd), Arc::clone(&read.device));
+            fill.flags = way;
+            let filling = thread::spawn(move || errno(&device.fill(&mut fill, &mut [0; 204])));
+            wire.until_taken();
+            gate.attach();
+            wire.send(&frame.whole()[4000..]);
+            let error = within(filling, PATIENCE);
+            assert_eq!(error, if wrong { libc::EBADMSG } else { 0 });
+            read.commit();
+        });
+        let right = if wrong { vec![] } else { bytes(0, 9000) };
+        assert_bytes(&seen.unwrap(), &right, "judged");
+        gate.detach();
+    }
 }
 
 /// What came before a resumption is known to the daemon only; the program is not told by it.
@@ -317,7 +326,7 @@ fn with_any_bit_wrong_the_daemon_rejects() {
         let (seen, buffer) = served.while_running(
             move || {
                 let mut buffer = [POISON; 16];
-                (std::os::unix::fs::FileExt::read_at(&file, &mut buffer, 0), buffer)
+                (file.read_at(&mut buffer, 0), buffer)
             },
             |read| {
                 reads += 1;
@@ -347,7 +356,7 @@ fn with_any_bit_wrong_the_gate_rejects() {
         let (seen, buffer) = served.while_running(
             move || {
                 let mut buffer = [POISON; 16];
-                (std::os::unix::fs::FileExt::read_at(&file, &mut buffer, 0), buffer)
+                (file.read_at(&mut buffer, 0), buffer)
             },
             |read| {
                 wire.send(&wrong.whole());
@@ -365,7 +374,7 @@ fn with_any_bit_wrong_the_gate_rejects() {
     let right = served.while_running(
         move || {
             let mut buffer = [POISON; 16];
-            std::os::unix::fs::FileExt::read_at(&file, &mut buffer, 0).map(|got| buffer[..got].to_vec())
+            file.read_at(&mut buffer, 0).map(|got| buffer[..got].to_vec())
         },
         |read| {
             let frame = small(CACHED);

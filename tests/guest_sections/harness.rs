@@ -47,6 +47,7 @@ pub const NAMES: [(&str, u32); 4] = [
 /// A READ that waits for its answer; EIO if it is dropped.
 pub struct Read {
     pub unique: u64,
+    pub nodeid: u64,
     pub offset: u64,
     pub size: u32,
     reply: ReplyData,
@@ -197,7 +198,7 @@ impl Filesystem for Pages {
     fn read(
         &self,
         request: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         _: FileHandle,
         offset: u64,
         size: u32,
@@ -208,6 +209,7 @@ impl Filesystem for Pages {
         let (unique, device) = (request.unique().0, Arc::clone(&self.device));
         let read = Read {
             unique,
+            nodeid: ino.0,
             offset,
             size,
             reply,

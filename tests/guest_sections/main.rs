@@ -10,6 +10,7 @@ mod ends;
 mod frames;
 mod gate;
 mod harness;
+mod program;
 mod wires;
 
 mod reads;

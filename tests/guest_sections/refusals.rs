@@ -323,6 +323,49 @@ fn a_reply_while_a_section_is_filled() {
     }
 }
 
+#[test]
+fn a_commit_that_says_more_than_its_length() {
+    let served = Served::new(SIZE);
+    let (seen, ()) = served.one_read("direct", (0, 100), |read| {
+        read.staged(&Frame::usual(0, 50), 0);
+        let commit = abi::Commit {
+            size: 50,
+            reserved: 1,
+        };
+        let mut message = [&reply_message(read.unique, 0)[..], commit.bytes()].concat();
+        message[0] = message.len() as u8;
+        assert_eq!(errno(&served.message(&message)), libc::EINVAL);
+    });
+    assert_eq!(errno(&seen), libc::EIO);
+}
+
+/// Neither more nor less than what is staged, and not while more is on its way.
+#[test]
+fn a_fill_that_commits_beside_other_sections() {
+    let served = Served::new(SIZE);
+    let frame = Frame::usual(0, 100);
+    let (seen, ()) = served.one_read("direct", (0, 8192), |read| {
+        read.staged(&Frame::usual(4096, 4096), 4096);
+        let (mut slow, mut fast) = (Wire::new(Kind::Unix), Wire::new(Kind::Unix));
+        slow.send(&frame.whole()[..150]);
+        let (mut fill, device) = (read.fill(&frame, &slow.fd), std::sync::Arc::clone(&read.device));
+        let filling = thread::spawn(move || errno(&device.fill(&mut fill, &mut [0; 204])));
+        slow.until_taken();
+        let commit = |fast: &mut Wire| {
+            fast.send(&frame.whole());
+            let mut fill = read.fill(&frame, &fast.fd);
+            fill.flags |= abi::SECTION_COMMIT;
+            errno(&read.device.fill(&mut fill, &mut [0; 204]))
+        };
+        assert_eq!(commit(&mut fast), libc::EBUSY);
+        slow.send(&frame.whole()[150..]);
+        assert_eq!(within(filling, crate::harness::PATIENCE), 0);
+        assert_eq!(commit(&mut fast), 0);
+    });
+    let right = [bytes(0, 100), vec![0; 3996], bytes(4096, 4096)].concat();
+    assert_bytes(&seen.unwrap(), &right, "all that is staged");
+}
+
 /// A reply that comes just when pages are being written is not lost: the reader would hang.
 #[test]
 fn replies_race_with_sections() {
@@ -407,6 +450,65 @@ fn a_resent_request_has_no_sections() {
     let seen = within(reader, crate::harness::PATIENCE).unwrap();
     assert_eq!(seen.len(), 4106);
     assert_bytes(&seen[4096..], &bytes(4096, 10), "staged again");
+}
+
+/// The second time, it keeps its unique: what has begun before must not find it.
+#[test]
+fn a_section_that_has_begun_ends_with_a_resend() {
+    let served = Served::new(SIZE);
+    let resend = [&16u32.to_ne_bytes()[..], &7u32.to_ne_bytes(), &0u64.to_ne_bytes()].concat();
+    let spoilt = Frame {
+        payload: vec![POISON; 8192],
+        ..Frame::usual(0, 8192)
+    };
+    for meanwhile in ["nothing", "whole", "begun"] {
+        let reader = served.reader("direct", 0, 8192);
+        let first = served.read();
+        served.message(&resend).unwrap();
+        let second = served.read();
+        let (mut old, mut new) = (Wire::new(Kind::Unix), Wire::new(Kind::Unix));
+        let filling = |read: &Read, frame: &Frame, wire: &mut Wire| {
+            wire.send(&frame.whole()[..4000]);
+            let (mut fill, device) = (read.fill(frame, &wire.fd), std::sync::Arc::clone(&read.device));
+            let filling = thread::spawn(move || errno(&device.fill(&mut fill, &mut [0; 204])));
+            wire.until_taken();
+            filling
+        };
+        let begun = filling(&second, &spoilt, &mut old);
+        served.message(&resend).unwrap();
+        let third = served.read();
+        assert_eq!(third.unique, second.unique);
+        let right = Frame::usual(0, 8192);
+        let others = match meanwhile {
+            "whole" => {
+                third.staged(&right, 0);
+                None
+            }
+            "begun" => Some(filling(&third, &right, &mut new)),
+            _ => None,
+        };
+        old.send(&spoilt.whole()[4000..]);
+        assert_eq!(
+            within(begun, crate::harness::PATIENCE),
+            libc::ENOENT,
+            "{meanwhile}"
+        );
+        if let Some(others) = others {
+            new.send(&right.whole()[4000..]);
+            assert_eq!(within(others, crate::harness::PATIENCE), 0);
+        }
+        if meanwhile == "nothing" {
+            third.staged(&Frame::usual(8191, 1), 8191);
+        }
+        third.commit();
+        let seen = within(reader, crate::harness::PATIENCE).unwrap();
+        let expected = match meanwhile {
+            "nothing" => [vec![0; 8191], bytes(8191, 1)].concat(),
+            _ => right.payload,
+        };
+        assert_bytes(&seen, &expected, meanwhile);
+        drop((first, second));
+    }
 }
 
 #[test]

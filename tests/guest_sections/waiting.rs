@@ -11,7 +11,7 @@ use extfuse::abi::Fill;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::socket::{MsgFlags, send, setsockopt, sockopt};
 
-use crate::harness::{Frame, PATIENCE, Read, Served, assert_bytes, bytes, errno, within};
+use crate::harness::{Frame, PATIENCE, POISON, Read, Served, assert_bytes, bytes, errno, within};
 use crate::wires::{Kind, STREAMS, Wire, set_nonblocking};
 
 const SIZE: u64 = 1 << 30;
@@ -148,6 +148,30 @@ fn the_end_of_a_source_inside_the_frame() {
     }
 }
 
+/// The next call reads on behind what the calls before have read.
+#[test]
+fn a_file_that_grows_is_read_on() {
+    let served = Served::new(SIZE);
+    for kind in [Kind::File, Kind::Memfd] {
+        for (step, sent) in STEPS {
+            let mut wire = Wire::new(kind);
+            wire.send(&[POISON; 777]);
+            let (seen, ()) = served.one_read("direct", (0, PAYLOAD), |read| {
+                let (mut fill, mut mem) = (read.fill(&frame(), &wire.fd), vec![0; 204]);
+                fill.pos = wire.send(&frame().whole()[..sent]);
+                let error = fill_for(&read, &wire, &mut fill, &mut mem, PATIENCE);
+                assert_eq!(
+                    (error, fill.done as usize),
+                    (libc::ENODATA, sent),
+                    "{kind:?} {step}"
+                );
+                resume(read, &mut wire, &mut fill, &mut mem, sent);
+            });
+            assert_bytes(&seen.unwrap(), &bytes(0, PAYLOAD), step);
+        }
+    }
+}
+
 #[test]
 fn a_reset_inside_the_frame() {
     for (step, sent) in STEPS {
@@ -256,6 +280,62 @@ fn a_socket_that_looks_ready() {
         resume(read, &mut wire, &mut fill, &mut mem, 0);
     });
     assert_bytes(&seen.unwrap(), &bytes(0, PAYLOAD), "at last");
+}
+
+/// FILL asks TCP to be woken late; whoever waits for the socket later is woken as ever.
+#[test]
+fn a_socket_keeps_its_low_water_mark() {
+    fn low_water(wire: &Wire) -> i32 {
+        let (mut mark, mut size) = (0i32, 4);
+        // SAFETY: an int, as the option gives, and its size.
+        let got = unsafe {
+            libc::getsockopt(
+                wire.fd.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_RCVLOWAT,
+                (&raw mut mark).cast(),
+                &raw mut size,
+            )
+        };
+        assert_eq!(got, 0);
+        mark
+    }
+    for (step, sent) in STEPS {
+        let served = Served::new(SIZE);
+        let mut wire = Wire::new(Kind::Tcp);
+        let before = low_water(&wire);
+        wire.send(&frame().whole()[..sent]);
+        let (seen, ()) = served.one_read("direct", (0, PAYLOAD), |read| {
+            let (mut fill, mut mem) = (read.fill(&frame(), &wire.fd), vec![0; 204]);
+            let error = fill_for(&read, &wire, &mut fill, &mut mem, Duration::from_millis(100));
+            assert_eq!(error, libc::ETIMEDOUT);
+            assert_eq!(low_water(&wire), before, "{step}");
+            resume(read, &mut wire, &mut fill, &mut mem, sent);
+            assert_eq!(low_water(&wire), before, "{step}");
+        });
+        assert_bytes(&seen.unwrap(), &bytes(0, PAYLOAD), step);
+    }
+}
+
+/// The module has it open while it is called only: then the other end sees that it is closed.
+#[test]
+fn a_source_is_let_go() {
+    let served = Served::new(SIZE);
+    for (step, sent) in STEPS.into_iter().chain([("all of it", frame().len())]) {
+        let mut wire = Wire::new(Kind::Unix);
+        wire.send(&frame().whole()[..sent]);
+        let (seen, ()) = served.one_read("direct", (0, PAYLOAD), |read| {
+            let (mut fill, mut mem) = (read.fill(&frame(), &wire.fd), vec![0; 204]);
+            let error = fill_for(&read, &wire, &mut fill, &mut mem, Duration::from_millis(100));
+            assert_eq!(error == 0, sent == frame().len(), "{step}: {error}");
+            read.reject(fuser::Errno::EIO);
+        });
+        assert_eq!(errno(&seen), libc::EIO);
+        let Wire { fd, peer, .. } = wire;
+        drop(fd);
+        let end = send(peer.unwrap().as_raw_fd(), b"?", MsgFlags::MSG_NOSIGNAL);
+        assert_eq!(end, Err(nix::Error::EPIPE), "{step}");
+    }
 }
 
 #[test]

@@ -7,6 +7,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
@@ -91,8 +93,8 @@ fn encrypted((near, far): (OwnedFd, OwnedFd)) -> (OwnedFd, OwnedFd) {
 }
 
 enum Feed {
-    /// Bytes go through a thread, so that nobody waits for room.
-    Stream(Option<Sender<Vec<u8>>>),
+    /// Bytes go through a thread, so that nobody waits for room; how many it has still to write.
+    Stream(Option<Sender<Vec<u8>>>, Arc<AtomicUsize>),
     File(u64),
 }
 
@@ -136,15 +138,17 @@ impl Wire {
     fn stream((fd, peer): (OwnedFd, OwnedFd)) -> Self {
         let (sender, receiver) = channel::<Vec<u8>>();
         let mut to = File::from(peer.try_clone().unwrap());
+        let left = Arc::new(AtomicUsize::new(0));
+        let (peer, feed) = (Some(peer), Feed::Stream(Some(sender), Arc::clone(&left)));
         thread::spawn(move || {
             // Ends with either end.
             while let Ok(bytes) = receiver.recv() {
                 if to.write_all(&bytes).is_err() {
                     break;
                 }
+                left.fetch_sub(bytes.len(), Ordering::SeqCst);
             }
         });
-        let (peer, feed) = (Some(peer), Feed::Stream(Some(sender)));
         Self { fd, peer, feed }
     }
 
@@ -156,9 +160,10 @@ impl Wire {
     /// Gives the position, in a file.
     pub fn send(&mut self, bytes: &[u8]) -> u64 {
         match &mut self.feed {
-            Feed::Stream(to) => {
+            Feed::Stream(to, left) => {
                 // After the end, to nobody.
                 if let Some(to) = to {
+                    left.fetch_add(bytes.len(), Ordering::SeqCst);
                     drop(to.send(bytes.to_vec()));
                 }
                 0
@@ -175,7 +180,7 @@ impl Wire {
 
     /// What was sent comes, and then the end.
     pub fn end(&mut self) {
-        if let Feed::Stream(to) = &mut self.feed {
+        if let Feed::Stream(to, _) = &mut self.feed {
             *to = None;
         }
         if let Some(peer) = self.peer.take() {
@@ -185,6 +190,10 @@ impl Wire {
 
     /// Waits until everything that was sent has been received, and `peer` has nothing more.
     pub fn until_taken(&self) {
+        let Feed::Stream(_, left) = &self.feed else {
+            panic!("nobody takes anything out of a file");
+        };
+        crate::common::eventually(|| left.load(Ordering::SeqCst) == 0);
         crate::common::eventually(|| {
             let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
             recv(self.fd.as_raw_fd(), &mut [0], flags) == Err(nix::Error::EAGAIN)
