@@ -23,6 +23,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 use guest::{Random, Tree, WITH_HANDLERS, WITHOUT_HANDLERS, seconds, seed};
 
@@ -55,9 +56,11 @@ enum Kind {
     Xattr,
     /// An access ACL, or none: what it allows nobody.
     Acl,
+    /// A directory with one file in it, which is renamed: its listing.
+    Listing,
 }
 
-const KINDS: [Kind; 13] = [
+const KINDS: [Kind; 14] = [
     Kind::Content,
     Kind::Size,
     Kind::Owner,
@@ -71,6 +74,7 @@ const KINDS: [Kind; 13] = [
     Kind::Links,
     Kind::Xattr,
     Kind::Acl,
+    Kind::Listing,
 ];
 
 const XATTR: &CStr = c"user.version";
@@ -174,6 +178,7 @@ impl Object {
             Kind::Place => fs::write(self.place(root, 0), ""),
             Kind::Presence => Ok(()),
             Kind::Directory | Kind::Parent => fs::create_dir(path),
+            Kind::Listing => fs::create_dir(&path).and_then(|()| fs::write(path.join("0"), "")),
             _ => fs::write(path, "").and_then(|()| chown(self.path(root), Some(0), None)),
         }?;
         match self.kind {
@@ -220,6 +225,10 @@ impl Object {
             Kind::Xattr => Ok(xattr::set(&path, XATTR, &version.to_ne_bytes())?),
             Kind::Acl if version.is_multiple_of(8) => Ok(xattr::remove(&path, ACL)?),
             Kind::Acl => Ok(xattr::set(&path, ACL, &acl(version % 8))?),
+            Kind::Listing => {
+                let name = |version: u64| path.join(version.to_string());
+                fs::rename(name(version - 1), name(version))
+            }
         }
     }
 
@@ -228,6 +237,9 @@ impl Object {
         let path = self.path(root);
         let stat = |path: PathBuf| fs::symlink_metadata(path);
         Ok(match self.kind {
+            Kind::Content if random.below(2) == 0 => {
+                Sight::new(mapped(&File::open(path)?)?, |version| version)
+            }
             Kind::Content => {
                 let mut content = [0; 8];
                 File::open(path)?.read_exact_at(&mut content, 0)?;
@@ -294,7 +306,29 @@ impl Object {
                 let perm = value.map_or(Some(0), |value| value.get(14).copied());
                 Sight::new(perm.map_or(u64::MAX, u64::from), |version| version % 8)
             }
+            Kind::Listing => {
+                let before = self.completed.load(Ordering::SeqCst);
+                let entries: Vec<_> = fs::read_dir(path)?.collect::<io::Result<_>>()?;
+                let name = |entry: &fs::DirEntry| entry.file_name().to_str()?.parse().ok();
+                match &entries[..] {
+                    [entry] => Sight::new(name(entry).unwrap_or(u64::MAX), |version| version),
+                    // Both names or neither: the file was renamed while it was listed.
+                    _ => Sight::new(1, move |version| u64::from(version > before)),
+                }
+            }
         })
+    }
+}
+
+/// The first eight bytes of a file, through a mapping.
+fn mapped(file: &File) -> io::Result<u64> {
+    let length = std::num::NonZeroUsize::new(8).unwrap();
+    // SAFETY: a new mapping of a file that is never shorter than what is read of it, then removed.
+    unsafe {
+        let at = mmap(None, length, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, file, 0)?;
+        let content = at.cast::<u64>().read_volatile();
+        munmap(at, length.get())?;
+        Ok(content)
     }
 }
 
@@ -407,7 +441,14 @@ fn race(changed: &Path, seen: &Path, observers: u64, time: Duration, enough: u64
             });
         }
         let start = Instant::now();
-        while start.elapsed() < time && !over.load(Ordering::Relaxed) {
+        for round in 0.. {
+            if start.elapsed() >= time || over.load(Ordering::Relaxed) {
+                break;
+            }
+            // Every now and then the kernel forgets all that it may: names, inodes, pages.
+            if round % 100 == 0 {
+                fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+            }
             thread::sleep(Duration::from_millis(20));
         }
         over.store(true, Ordering::Relaxed);
