@@ -382,6 +382,17 @@ static inline __u64 extfuse_xattr_check(const struct extfuse_xattr_key *key, con
 #define EXTFUSE_IOC_MAGIC 0xef
 
 /*
+ * The daemon knows every nodeid that was ever in a map, whether the kernel does or
+ * not: none goes with a FORGET, which therefore changes no slot and is no event,
+ * and none is used again. So a name may be bound to a nodeid from a map that the
+ * kernel does not hold, or not any more; such an inode counts no lookup, and is
+ * not forgotten. A daemon that lets a nodeid go all the same first changes its
+ * NODE slot; then it asks the kernel whether it holds one, by NOTIFY_INVAL_INODE
+ * (ENOENT if not), and answers ESTALE from then on.
+ */
+#define EXTFUSE_HOLDS_NODES (1U << 0)
+
+/*
  * SETUP: give this connection its stamps and its key, and say what a program
  * set needs to attach to it. The first call must come before INIT is answered
  * (EBUSY after it): a change that is already on its way could not be announced.
@@ -389,7 +400,7 @@ static inline __u64 extfuse_xattr_check(const struct extfuse_xattr_key *key, con
  */
 struct extfuse_setup {
 	__u32 abi; /* in: EXTFUSE_ABI of the caller; EPROTO if the module's differs */
-	__u32 reserved;
+	__u32 flags; /* in: EXTFUSE_HOLDS_NODES; those of the first call count */
 	__u64 conn; /* out: what extfuse_ops.conn must hold; random, never reused */
 	__u64 key[2]; /* out: SipHash key of names */
 	__u64 stamps_size; /* out: bytes to map at offset 0, MAP_SHARED */

@@ -93,7 +93,7 @@ static long ioctl_setup(struct fuse_conn *fc, struct extfuse_setup __user *arg)
 		return -EFAULT;
 	if (setup.abi != EXTFUSE_ABI)
 		return -EPROTO;
-	if (setup.reserved)
+	if (setup.flags & ~EXTFUSE_HOLDS_NODES)
 		return -EINVAL;
 	if (!ext) {
 		if (fc->initialized)
@@ -101,6 +101,7 @@ static long ioctl_setup(struct fuse_conn *fc, struct extfuse_setup __user *arg)
 		new = conn_alloc(fc);
 		if (!new)
 			return -ENOMEM;
+		new->holds_nodes = setup.flags & EXTFUSE_HOLDS_NODES;
 		spin_lock_bh(&extfuse_lock);
 		ext = fc->ext;
 		if (!ext) {

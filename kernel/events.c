@@ -63,10 +63,12 @@ static void node_changed(struct extfuse_conn *ext, u64 nodeid, bool gone)
 /* Before the daemon hears of it, and may give the nodeid to another file. */
 void extfuse_forget(struct fuse_conn *fc, u64 nodeid)
 {
-	node_changed(fc->ext, nodeid, true);
-	extfuse_backing_forget(fc->ext, nodeid);
 	extfuse_count(fc->ext, FUSE_FORGET, EXTFUSE_COUNT_REQUESTS);
 	extfuse_count(fc->ext, FUSE_FORGET, EXTFUSE_COUNT_UPCALLS);
+	if (fc->ext->holds_nodes)
+		return;
+	node_changed(fc->ext, nodeid, true);
+	extfuse_backing_forget(fc->ext, nodeid);
 	tell(fc->ext, FUSE_FORGET, nodeid, 0, NULL);
 }
 

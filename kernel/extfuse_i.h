@@ -199,6 +199,7 @@ struct extfuse_conn {
 	struct extfuse_stamps *stamps; /* also mapped, writable, by the daemon */
 	siphash_key_t key; /* of names */
 	u64 id; /* random: extfuse_ops.conn */
+	bool holds_nodes; /* EXTFUSE_HOLDS_NODES */
 	struct extfuse_counts __percpu *counts;
 	struct mm_struct *mm; /* may STAGE; set once */
 	bool withhold; /* the payload of every WRITE */

@@ -110,7 +110,8 @@ static int match_nodeid(struct inode *inode, void *nodeid)
  * A name is bound to a nodeid from a map only if the kernel holds that inode
  * now, as the daemon described it: a map never resurrects one. The reference
  * blocks its eviction, so that no FORGET overtakes the answer; the caller of the
- * request puts it (extfuse_put_answer(), extfuse_uncount()).
+ * request puts it (extfuse_put_answer(), extfuse_uncount()). A daemon that holds
+ * its nodes may lift that, for answers whose stamp we know: see extfuse_uncount().
  */
 static bool acceptable_entry(struct fuse_mount *fm, struct fuse_args *args)
 {
@@ -122,8 +123,10 @@ static bool acceptable_entry(struct fuse_mount *fm, struct fuse_args *args)
 	if (out->nodeid == FUSE_ROOT_ID || !acceptable_attr(fm->fc, &out->attr) || !fm->sb)
 		return false;
 	inode = ilookup5(fm->sb, out->nodeid, match_nodeid, &out->nodeid);
-	if (!inode)
-		return false;
+	if (!inode) {
+		args->ext_held = fm->fc->ext->holds_nodes && args->ext_keep[EXTFUSE_KEEP_ENTRY].time;
+		return args->ext_held;
+	}
 	if (fuse_is_bad(inode) || IS_AUTOMOUNT(inode) || fuse_stale_inode(inode, out->generation, &out->attr)) {
 		iput(inode);
 		return false;
@@ -478,15 +481,24 @@ void extfuse_background_end(struct fuse_conn *fc, struct fuse_args *args)
 bool extfuse_put_answer(struct fuse_args *args)
 {
 	if (!args->ext_inode)
-		return false;
+		return args->ext_held;
 	iput(args->ext_inode);
 	args->ext_inode = NULL;
 	return true;
 }
 
+/* Is the node of an answer the daemon's still? */
+static bool still_held(const struct fuse_inode *fi, const struct fuse_args *args)
+{
+	return extfuse_current(get_fuse_conn((struct inode *)&fi->inode)->ext, extfuse_node_slot(fi->nodeid, EXTFUSE_SLOT_NODE),
+			       args->ext_keep[EXTFUSE_KEEP_ENTRY].stamp);
+}
+
 /*
  * After fuse_iget(), which counts: takes the count back. Both are the same inode,
- * which our reference kept, unless it went stale meanwhile; then look again.
+ * which our reference kept, unless it went stale meanwhile; then look again. If we
+ * had none, a daemon that lets the node go has changed its slot before it looked
+ * for an inode: either it found this one, or we see the slot.
  */
 int extfuse_uncount(struct fuse_args *args, struct inode **inode)
 {
@@ -498,7 +510,8 @@ int extfuse_uncount(struct fuse_args *args, struct inode **inode)
 		spin_lock(&fi->lock);
 		fi->nlookup--;
 		spin_unlock(&fi->lock);
-		if (*inode != args->ext_inode) {
+		smp_mb();
+		if (args->ext_held ? !still_held(fi, args) : *inode != args->ext_inode) {
 			iput(*inode);
 			*inode = NULL;
 			err = -ESTALE;

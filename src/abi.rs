@@ -127,6 +127,8 @@ mirror! {
     STAGE: u32 = 0x5ec7, "EXTFUSE_STAGE";
     /// `fuse_open_out.open_flags`: WRITEs to this open file come without their payload.
     OPEN_WITHHOLD: u32 = 1 << 31, "EXTFUSE_OPEN_WITHHOLD";
+    /// SETUP: the daemon knows every nodeid that was ever in a map, and uses none again.
+    HOLDS_NODES: u32 = 1 << 0, "EXTFUSE_HOLDS_NODES";
     /// `fuse_write_in.write_flags`: the payload is withheld.
     WRITE_WITHHELD: u32 = 1 << 31, "EXTFUSE_WRITE_WITHHELD";
     /// Where in `fuse_write_in.write_flags` the size of a withheld payload is.

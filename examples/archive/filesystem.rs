@@ -61,6 +61,8 @@ pub fn mount(
         read_only: true,
         valid: Some(Validity::UntilChanged),
         opens: true,
+        // They are numbers of its members.
+        holds_nodes: true,
         ..options.clone()
     };
     let session = extfuse::mount_with(mountpoint, &options, |kernel| Archive {
@@ -79,7 +81,7 @@ pub fn mount(
     Ok(session)
 }
 
-/// Tells the kernel the whole tree. Of names it makes use when it has seen the node.
+/// Tells the kernel the whole tree.
 fn publish(tree: &Tree, cache: &Cache) {
     let (at, valid) = (cache.snapshot(), Validity::UntilChanged);
     for of in (0..tree.len()).map(ino) {

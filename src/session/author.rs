@@ -31,10 +31,11 @@ use std::sync::{Arc, Weak};
 use fuser::Filesystem;
 
 use super::connection::Fuse;
-use super::handlers::Handlers;
+use super::handlers::{Handlers, Wanted};
 use super::place::target_at;
 use super::start::Plan;
 use super::{Session, SessionError, Supervisor};
+use crate::abi::NodeId;
 use crate::ebpf::{Cache, Key, Learning, Validity};
 use crate::sys::device::Device;
 use crate::sys::mount::Parameters;
@@ -68,6 +69,11 @@ pub struct MountOptions {
     /// decides by who opens, must not allow it. For as long as `valid` says: an open has no timeout of
     /// its own.
     pub opens: bool,
+    /// The file system knows every node that it ever [published](Kernel::cache), whether the kernel does or
+    /// not: FORGET means nothing to it, and no number is used for another node. Then names that were
+    /// published are found without it, also those that the kernel has never seen, or has forgotten. To let a
+    /// node go all the same: [`Kernel::let_go`].
+    pub holds_nodes: bool,
     /// How many names, nodes and extended attributes the handlers' maps hold.
     pub entries: Option<u32>,
 }
@@ -86,6 +92,7 @@ impl Default for MountOptions {
             threads: 1,
             valid: None,
             opens: false,
+            holds_nodes: false,
             entries: None,
         }
     }
@@ -127,6 +134,24 @@ impl Kernel {
         if let Some(cache) = self.cache() {
             cache.invalidate(keys);
         }
+    }
+}
+
+impl Kernel {
+    /// For a file system that [holds its nodes](MountOptions::holds_nodes): may it let this one go? All that
+    /// was published of the node is void from here on, whatever comes of it; publish it anew if it stays.
+    /// To be asked of a node that FORGET has given back as often as LOOKUP and its like have given it out,
+    /// and while no reply gives it out again.
+    /// Not to be called by the only thread that answers requests: see [`Device::has_inode`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Device::has_inode`]: then it must not go.
+    pub fn let_go(&self, node: NodeId) -> std::io::Result<bool> {
+        // First void, then asked: an answer that was on its way meanwhile finds that it is.
+        self.invalidate(&[Key::Node(node)]);
+        self.device()
+            .map_or(Ok(true), |device| Ok(!device.has_inode(node)?))
     }
 }
 
@@ -192,7 +217,11 @@ pub fn mount_supervised<FS: Filesystem>(
         target,
         fuse,
         parameters,
-        handlers: Some((options.entries, learning)),
+        handlers: Some(Wanted {
+            entries: options.entries,
+            learning,
+            holds_nodes: options.holds_nodes,
+        }),
         require_module: options.require_module,
         threads: options.threads.max(1),
         supervisor,

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::connection::Fuse;
-use super::handlers::Handlers;
+use super::handlers::{Handlers, Wanted};
 use super::place::Place;
 use super::start::{Made, Plan};
 use super::{MountOptions, Session, SessionError, Supervisor};
@@ -104,7 +104,12 @@ impl Builder {
             target: place.target,
             fuse,
             parameters,
-            handlers: self.handlers.then_some((self.options.entries, learning)),
+            handlers: self.handlers.then_some(Wanted {
+                entries: self.options.entries,
+                learning,
+                // A node holds a descriptor: it goes when the kernel forgets it.
+                holds_nodes: false,
+            }),
             require_module: self.require_module,
             threads: self.threads,
             supervisor: self.supervisor,

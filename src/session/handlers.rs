@@ -141,25 +141,31 @@ impl Attached {
     }
 }
 
+/// What the handlers of a mount are to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// How many rows their maps hold.
+    pub entries: Option<u32>,
+    pub learning: Learning,
+    /// Names are bound to nodes that the kernel does not hold.
+    pub holds_nodes: bool,
+}
+
 impl Handlers {
     /// Attaches to the connection of `device`, which must be mounted and INIT not yet answered.
-    pub fn attach(
-        device: impl AsFd,
-        entries: Option<u32>,
-        learning: Learning,
-    ) -> Result<Self, HandlersError> {
+    pub fn attach(device: impl AsFd, wanted: Wanted) -> Result<Self, HandlersError> {
         let device = Arc::new(Device::new(device.as_fd().try_clone_to_owned()?));
-        let setup = device.setup()?;
+        let setup = device.setup_with(if wanted.holds_nodes { abi::HOLDS_NODES } else { 0 })?;
         let stamps = Stamps::new(device.map_stamps()?);
         let mut capacity = Capacity::default();
-        if let Some(rows) = entries {
+        if let Some(rows) = wanted.entries {
             capacity = Capacity {
                 entries: rows,
                 attrs: rows,
                 xattrs: rows,
             };
         }
-        let context = Context::attach(setup.conn, capacity, learning)?;
+        let context = Context::attach(setup.conn, capacity, wanted.learning)?;
         let cache = Arc::new(Cache::new(stamps, context.maps()?, setup.key));
         Ok(Self {
             attached: Arc::new(Attached {

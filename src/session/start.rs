@@ -9,11 +9,10 @@ use fuser::{Filesystem, SessionACL};
 use nix::unistd::geteuid;
 
 use super::connection::{Connection, Fuse, show};
-use super::handlers::Handlers;
+use super::handlers::{Handlers, Wanted};
 use super::report::{Facts, Told};
 use super::{Session, SessionError, Supervisor, Unmounter};
 use crate::control::Server;
-use crate::ebpf::Learning;
 use crate::fs::Upcalls;
 use crate::sys::mount::{Flavor, Parameters};
 use crate::sys::mountinfo::Location;
@@ -25,8 +24,8 @@ pub(super) struct Plan {
     pub target: Location,
     pub fuse: Fuse,
     pub parameters: Parameters,
-    /// How many rows the handlers' maps hold, and what is learnt; None: no handlers.
-    pub handlers: Option<(Option<u32>, Learning)>,
+    /// None: no handlers.
+    pub handlers: Option<Wanted>,
     /// Handlers, too.
     pub require_module: bool,
     pub threads: usize,
@@ -57,8 +56,8 @@ impl Plan {
         } else {
             let connection = self.fuse.connect(&self.target, &self.parameters)?;
             let handlers = match self.handlers {
-                Some((entries, learning)) if flavor == Flavor::Extfuse => {
-                    attach(&connection, entries, learning, self.require_module, &mut warnings)?
+                Some(wanted) if flavor == Flavor::Extfuse => {
+                    attach(&connection, wanted, self.require_module, &mut warnings)?
                 }
                 _ => None,
             };
@@ -110,12 +109,11 @@ impl Plan {
 /// Handlers, or none and a warning.
 fn attach(
     connection: &Connection,
-    entries: Option<u32>,
-    learning: Learning,
+    wanted: Wanted,
     required: bool,
     warnings: &mut Vec<String>,
 ) -> Result<Option<Handlers>, SessionError> {
-    match Handlers::attach(&connection.device, entries, learning) {
+    match Handlers::attach(&connection.device, wanted) {
         Ok(handlers) => Ok(Some(handlers)),
         Err(error) if required => Err(error.into()),
         Err(error) => {

@@ -9,11 +9,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
+use nix::errno::Errno;
 use nix::fcntl::SpliceFFlags;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 use crate::abi::{
-    self, Backing, Counters, Drain, Fill, Opcodes, Section, Sections, Setup, StampsLayout, Status, Wire,
+    self, Backing, Counters, Drain, Fill, NodeId, Opcodes, Section, Sections, Setup, StampsLayout, Status,
+    Wire,
 };
 
 mod ioc {
@@ -86,13 +88,48 @@ impl<F: AsFd> Device<F> {
     ///
     /// EPROTO if the module was built for another [`abi::ABI`].
     pub fn setup(&self) -> io::Result<Setup> {
+        self.setup_with(0)
+    }
+
+    /// The same, with `EXTFUSE_HOLDS_NODES` or other flags, of which those of the first call count.
+    ///
+    /// # Errors
+    ///
+    /// EPROTO if the module was built for another [`abi::ABI`], EINVAL if it does not know a flag.
+    pub fn setup_with(&self, flags: u32) -> io::Result<Setup> {
         let mut setup = Setup {
             abi: abi::ABI,
+            flags,
             ..Setup::default()
         };
         // SAFETY: the number of the ioctl says how much of `setup` the module reads and writes.
         unsafe { ioc::setup(self.raw(), &raw mut setup) }?;
         Ok(setup)
+    }
+
+    /// Whether the kernel holds an inode of that nodeid; if so, its attributes are asked again
+    /// (`FUSE_NOTIFY_INVAL_INODE`, without its pages). Waits while the kernel evicts it, which may need an
+    /// answer from the daemon: not to be called by the only one who serves.
+    ///
+    /// # Errors
+    ///
+    /// See [`Device`].
+    pub fn has_inode(&self, node: NodeId) -> io::Result<bool> {
+        const INVAL_INODE: u32 = 2;
+        const LENGTH: u32 = 16 + 24;
+        let mut message = Vec::with_capacity(LENGTH as usize);
+        // Header: length, code, no unique. Then the node, and a range that is none.
+        message.extend(LENGTH.to_ne_bytes());
+        message.extend(INVAL_INODE.to_ne_bytes());
+        message.extend(0_u64.to_ne_bytes());
+        message.extend(node.0.to_ne_bytes());
+        message.extend((-1_i64).to_ne_bytes());
+        message.extend(0_i64.to_ne_bytes());
+        match nix::unistd::write(self.0.as_fd(), &message) {
+            Ok(_) => Ok(true),
+            Err(Errno::ENOENT) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// What is attached, and why the last program set no longer is.

@@ -19,14 +19,14 @@ mod tree;
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use extfuse::abi::NodeId;
-use extfuse::ebpf::{Key, Validity};
+use extfuse::ebpf::{Key, NodeIo, Validity};
 use extfuse::session::SessionError;
 use extfuse::{Kernel, MountOptions};
 use fuser::{
@@ -116,14 +116,18 @@ fn a_warm_archive_asks_nothing() {
     let served = Served::new(|at| filesystem::mount(&path, at, 0, &module()).unwrap());
     let cold = served.upcalls(|| assert_eq!(find(served.root()).len(), DIRECTORIES * (FILES + 1)));
     println!("find, cold: {cold:?}");
-    // Attributes were published; names are bound when their nodes are known.
-    assert_eq!(of(&cold, "GETATTR"), 0, "{cold:?}");
+    // All was published, and the nodes are held.
+    assert_eq!((of(&cold, "GETATTR"), of(&cold, "LOOKUP")), (0, 0), "{cold:?}");
     let cold = served.upcalls(|| walk(&served));
     println!("find and cat, cold: {cold:?}");
     assert_eq!(of(&cold, "READ"), (DIRECTORIES * FILES) as u64);
     let warm = served.upcalls(|| walk(&served));
     println!("find and cat, warm: {warm:?}");
     assert_eq!(warm, []);
+    drop_caches();
+    let forgotten = served.upcalls(|| drop(find(served.root())));
+    println!("find, forgotten: {forgotten:?}");
+    assert_eq!((of(&forgotten, "GETATTR"), of(&forgotten, "LOOKUP")), (0, 0));
 }
 
 #[test]
@@ -307,4 +311,154 @@ fn what_is_invalidated_and_nothing_else_is_asked_again() {
     cache.deadline(None);
     walk();
     assert_eq!(served.upcalls(|| drop(walk())), []);
+}
+
+/// The node of one file, `file`, and how often the kernel was told of it.
+#[derive(Debug)]
+struct Node {
+    ino: u64,
+    nlookup: u64,
+}
+
+struct Held(Arc<Mutex<Node>>);
+
+impl Held {
+    fn node() -> Arc<Mutex<Node>> {
+        Arc::new(Mutex::new(Node { ino: 10, nlookup: 0 }))
+    }
+}
+
+impl Filesystem for Held {
+    fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if name != "file" {
+            return reply.error(Errno::ENOENT);
+        }
+        let mut node = self.0.lock().unwrap();
+        node.nlookup += 1;
+        reply.entry(&DAY, &attr(node.ino, 97), Generation(0));
+    }
+
+    fn forget(&self, _: &Request, ino: INodeNo, nlookup: u64) {
+        let mut node = self.0.lock().unwrap();
+        if node.ino == ino.0 {
+            node.nlookup -= nlookup;
+        }
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        if ino.0 == 1 || ino.0 == self.0.lock().unwrap().ino {
+            reply.attr(&DAY, &attr(ino.0, 97));
+        } else {
+            reply.error(Errno::ESTALE);
+        }
+    }
+}
+
+#[test]
+fn nodes_that_are_held_are_found_before_and_after_the_kernel_knows_them() {
+    let node = Held::node();
+    let served = |holds_nodes| {
+        let options = MountOptions {
+            valid: Some(Validity::UntilChanged),
+            holds_nodes,
+            ..module()
+        };
+        Served::new(|at| extfuse::mount(Held(Arc::clone(&node)), at, &options).unwrap())
+    };
+    let publish = |served: &Served, ino: u64| {
+        let cache = served.kernel.cache().unwrap();
+        let (at, valid) = (cache.snapshot(), Validity::UntilChanged);
+        cache.publish_attr(NodeId(ino), &attr(ino, 97), NodeIo::Daemon, at, valid);
+        cache.publish_entry(NodeId::ROOT, b"file", NodeId(ino), 0, at, valid);
+    };
+    let ino = |served: &Served| fs::metadata(served.path("file")).unwrap().ino();
+
+    // Who does not hold its nodes is asked for each that the kernel does not have.
+    let other = served(false);
+    publish(&other, 10);
+    assert_eq!(of(&other.upcalls(|| assert_eq!(ino(&other), 10)), "LOOKUP"), 1);
+    drop(other);
+
+    let served = served(true);
+    ino(&served);
+    served.kernel.invalidate(&[Key::All]);
+    publish(&served, 10);
+    drop_caches();
+    for _ in 0..3 {
+        let asked = served.upcalls(|| assert_eq!(ino(&served), 10));
+        assert_eq!(of(&asked, "LOOKUP"), 0, "{asked:?}");
+        drop_caches();
+    }
+
+    // In use: an open file. It may not go, and what is asked about it then is answered by whoever holds it.
+    let file = File::open(served.path("file")).unwrap();
+    assert!(!served.kernel.let_go(NodeId(10)).unwrap());
+    assert_eq!(file.metadata().unwrap().ino(), 10);
+    publish(&served, 10);
+    drop(file);
+    drop_caches();
+    assert!(served.kernel.let_go(NodeId(10)).unwrap());
+    *node.lock().unwrap() = Node { ino: 11, nlookup: 0 };
+    // What was published of it is not used any more; of its successor it is.
+    assert_eq!(of(&served.upcalls(|| assert_eq!(ino(&served), 11)), "LOOKUP"), 1);
+    publish(&served, 11);
+    drop_caches();
+    assert_eq!(of(&served.upcalls(|| assert_eq!(ino(&served), 11)), "LOOKUP"), 0);
+}
+
+/// Whoever looks while nodes go and come sees one that is there.
+#[test]
+fn nodes_go_under_the_eyes_of_readers() {
+    let node = Held::node();
+    let options = MountOptions {
+        valid: Some(Validity::UntilChanged),
+        holds_nodes: true,
+        ..module()
+    };
+    let served = Served::new(|at| extfuse::mount(Held(Arc::clone(&node)), at, &options).unwrap());
+    let over = AtomicBool::new(false);
+    let (mut went, mut stayed) = (0, 0);
+    thread::scope(|scope| {
+        let readers: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut looks = 0_u64;
+                    while !over.load(Ordering::Relaxed) {
+                        let file = File::open(served.path("file")).unwrap();
+                        file.metadata().unwrap();
+                        drop(file);
+                        looks += 1;
+                    }
+                    looks
+                })
+            })
+            .collect();
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(5) {
+            // Nobody is told of it meanwhile.
+            let mut node = node.lock().unwrap();
+            let cache = served.kernel.cache().unwrap();
+            let (at, valid) = (cache.snapshot(), Validity::UntilChanged);
+            cache.publish_attr(NodeId(node.ino), &attr(node.ino, 97), NodeIo::Daemon, at, valid);
+            cache.publish_entry(NodeId::ROOT, b"file", NodeId(node.ino), 0, at, valid);
+            if node.nlookup == 0 && served.kernel.let_go(NodeId(node.ino)).unwrap() {
+                went += 1;
+                *node = Node {
+                    ino: node.ino + 1,
+                    nlookup: 0,
+                };
+            } else {
+                stayed += 1;
+            }
+            drop(node);
+            fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+            thread::sleep(Duration::from_millis(5));
+        }
+        over.store(true, Ordering::Relaxed);
+        for reader in readers {
+            assert!(reader.join().unwrap() > 10);
+        }
+    });
+    println!("{went} went, {stayed} stayed");
+    assert!(went > 0);
 }

@@ -15,7 +15,7 @@ use super::daemon::FILES;
 use super::frame::{self, LONGEST, META, Message, Operation, SERIAL};
 use super::{Access, Case};
 
-#[repr(align(4096))]
+#[repr(align(0x20_0000))]
 struct Buffer([u8; LONGEST]);
 
 /// Its memory, and what it expects to find in there.
