@@ -428,6 +428,8 @@ fn nodes_go_under_the_eyes_of_readers() {
                         file.metadata().unwrap();
                         drop(file);
                         looks += 1;
+                        // Time in which nobody has it open.
+                        thread::sleep(Duration::from_millis(looks % 4));
                     }
                     looks
                 })
