@@ -7,7 +7,7 @@ mod xattr;
 
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -224,6 +224,10 @@ fn a_change_in_flight_is_asked_about_until_it_ends() {
     let stat = || fs::metadata(&path).unwrap().len();
     assert_eq!(mounted.looked(stat), ANSWERED);
     let change = mounted.cache.change(&[Key::Attr(mounted.node("file"))]);
+    assert_eq!(mounted.looked(stat), ASKED);
+    assert_eq!(mounted.looked(stat), ASKED);
+    // A change that begins and ends meanwhile is not the end of this one.
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
     assert_eq!(mounted.looked(stat), ASKED);
     assert_eq!(mounted.looked(stat), ASKED);
     drop(change);
