@@ -225,6 +225,27 @@ fn changes_from_elsewhere_are_seen_once_they_are_announced() {
     }
 }
 
+/// No name is looked up again, which would bring the attributes with it.
+#[test]
+fn an_open_file_shows_what_is_announced() {
+    let mounted = Mounted::new();
+    let open = File::open(mounted.file("file")).unwrap();
+    let size = || nix::sys::stat::fstat(&open).unwrap().st_size;
+    let node = mounted.node("file");
+    for (new, all) in [(100, false), (200, true)] {
+        size();
+        assert_eq!(mounted.looked(size), ANSWERED);
+        let source = File::options().write(true).open(mounted.source.join("file"));
+        source.unwrap().set_len(new).unwrap();
+        if all {
+            mounted.cache.invalidate_all();
+        } else {
+            mounted.cache.invalidate_attr(node);
+        }
+        assert_eq!(size().cast_unsigned(), new);
+    }
+}
+
 #[test]
 fn a_change_in_flight_is_asked_about_until_it_ends() {
     for look in SIZES {
