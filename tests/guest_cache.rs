@@ -7,7 +7,7 @@ mod xattr;
 
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -160,6 +160,12 @@ impl Drop for Mounted {
 const ANSWERED: (u64, u64) = (1, 0);
 const ASKED: (u64, u64) = (0, 1);
 
+/// The size of a file by stat(2), and by statx(2), which also wants the time of birth: two ways in the kernel.
+const SIZES: [fn(&Path) -> u64; 2] = [
+    |path| nix::sys::stat::stat(path).unwrap().st_size as u64,
+    |path| fs::metadata(path).unwrap().len(),
+];
+
 #[test]
 fn names_and_attributes_are_answered_in_the_kernel() {
     let mounted = Mounted::new();
@@ -188,18 +194,20 @@ fn names_and_attributes_are_answered_in_the_kernel() {
 
 #[test]
 fn changes_from_elsewhere_are_seen_once_they_are_announced() {
-    type Announce = fn(&Mounted);
+    type Announce = fn(&Cache, NodeId);
     let mounted = Mounted::new();
     let path = mounted.file("file");
+    let node = mounted.node("file");
     let cases: [(&str, Announce); 5] = [
-        ("entry", |m| m.cache.invalidate_entry(NodeId::ROOT, b"file")),
-        ("attr", |m| m.cache.invalidate_attr(m.node("file"))),
-        ("dir", |m| m.cache.invalidate_dir(NodeId::ROOT)),
-        ("node", |m| m.cache.invalidate_node(m.node("file"))),
-        ("all", |m| m.cache.invalidate_all()),
+        ("entry", |cache, _| cache.invalidate_entry(NodeId::ROOT, b"file")),
+        ("attr", |cache, node| cache.invalidate_attr(node)),
+        ("dir", |cache, _| cache.invalidate_dir(NodeId::ROOT)),
+        ("node", |cache, node| cache.invalidate_node(node)),
+        ("all", |cache, _| cache.invalidate_all()),
     ];
-    for (size, (what, announce)) in (100..).zip(cases) {
-        let stat = || fs::metadata(&path).unwrap().len();
+    let ways = cases.iter().flat_map(|case| SIZES.map(|look| (case, look)));
+    for (size, ((what, announce), look)) in (100..).zip(ways) {
+        let stat = || look(&path);
         stat();
         assert_eq!(mounted.looked(stat), ANSWERED, "{what}");
         File::options()
@@ -211,37 +219,66 @@ fn changes_from_elsewhere_are_seen_once_they_are_announced() {
         assert_ne!(stat(), size, "{what}: nobody has told");
         let stale = || mounted.misses(LOOKUP).stale + mounted.misses(GETATTR).stale;
         let before = stale();
-        announce(&mounted);
+        announce(&mounted.cache, node);
         assert_eq!(mounted.looked(|| assert_eq!(stat(), size)), ASKED, "{what}");
         assert!(stale() > before, "{what}");
     }
 }
 
+/// No name is looked up again, which would bring the attributes with it.
+#[test]
+fn an_open_file_shows_what_is_announced() {
+    let mounted = Mounted::new();
+    let open = File::open(mounted.file("file")).unwrap();
+    let size = || nix::sys::stat::fstat(&open).unwrap().st_size;
+    let node = mounted.node("file");
+    for (new, all) in [(100, false), (200, true)] {
+        size();
+        assert_eq!(mounted.looked(size), ANSWERED);
+        let source = File::options().write(true).open(mounted.source.join("file"));
+        source.unwrap().set_len(new).unwrap();
+        if all {
+            mounted.cache.invalidate_all();
+        } else {
+            mounted.cache.invalidate_attr(node);
+        }
+        assert_eq!(size().cast_unsigned(), new);
+    }
+}
+
 #[test]
 fn a_change_in_flight_is_asked_about_until_it_ends() {
-    let mounted = Mounted::new();
-    let path = mounted.file("file");
-    let stat = || fs::metadata(&path).unwrap().len();
-    assert_eq!(mounted.looked(stat), ANSWERED);
-    let change = mounted.cache.change(&[Key::Attr(mounted.node("file"))]);
-    assert_eq!(mounted.looked(stat), ASKED);
-    assert_eq!(mounted.looked(stat), ASKED);
-    drop(change);
-    assert_eq!(mounted.looked(stat), ASKED);
-    assert_eq!(mounted.looked(stat), ANSWERED);
+    for look in SIZES {
+        let mounted = Mounted::new();
+        let path = mounted.file("file");
+        let stat = || look(&path);
+        assert_eq!(mounted.looked(stat), ANSWERED);
+        let change = mounted.cache.change(&[Key::Attr(mounted.node("file"))]);
+        assert_eq!(mounted.looked(stat), ASKED);
+        assert_eq!(mounted.looked(stat), ASKED);
+        // A change that begins and ends meanwhile is not the end of this one.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        assert_eq!(mounted.looked(stat), ASKED);
+        assert_eq!(mounted.looked(stat), ASKED);
+        drop(change);
+        assert_eq!(mounted.looked(stat), ASKED);
+        assert_eq!(mounted.looked(stat), ANSWERED);
+    }
 }
 
 #[test]
 fn the_deadline_ends_everything_until_it_is_lifted() {
-    let mounted = Mounted::new();
-    let path = mounted.file("file");
-    let stat = || fs::metadata(&path).unwrap().len();
-    mounted.cache.deadline(Some(Duration::from_secs(1000)));
-    assert_eq!(mounted.looked(stat), ANSWERED);
-    mounted.cache.deadline(Some(Duration::ZERO));
-    assert_eq!(mounted.looked(stat), ASKED);
-    mounted.cache.deadline(None);
-    assert_eq!(mounted.looked(stat), ANSWERED);
+    for look in SIZES {
+        let mounted = Mounted::new();
+        let path = mounted.file("file");
+        let stat = || look(&path);
+        mounted.cache.deadline(Some(Duration::from_secs(1000)));
+        assert_eq!(mounted.looked(stat), ANSWERED);
+        mounted.cache.deadline(Some(Duration::ZERO));
+        assert_eq!(mounted.looked(stat), ASKED);
+        mounted.cache.deadline(None);
+        assert_eq!(mounted.looked(stat), ANSWERED);
+    }
 }
 
 #[test]

@@ -6,14 +6,16 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::Path;
 use std::thread::sleep;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, Flock, FlockArg};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::unistd::Whence;
 
-use crate::guest::{PAST_TTL, Tree, WITH_HANDLERS, as_nobody};
+use crate::guest::{PAST_TTL, Tree, WITH_HANDLERS, as_nobody, dirty};
 
 /// Runs a test on a mount of each kind, each fresh. Nothing expires while it is looked at.
 fn on_each(test: impl Fn(&Tree)) {
@@ -190,6 +192,23 @@ fn a_file_that_the_daemon_never_heard_of_can_be_used_in_every_way() {
 }
 
 #[test]
+fn a_file_that_the_daemon_never_heard_of_is_synced_for_real() {
+    on_each(|tree| {
+        known(tree, "file", "text");
+        let behind = OpenOptions::new().write(true).open(tree.behind("file")).unwrap();
+        for data in [false, true] {
+            behind.write_all_at(b"more", 0).unwrap();
+            assert!(dirty(&behind) > 0);
+            silent(tree, || {
+                let file = File::open(tree.at("file")).unwrap();
+                if data { file.sync_data() } else { file.sync_all() }.unwrap();
+            });
+            assert_eq!(dirty(&behind), 0);
+        }
+    });
+}
+
+#[test]
 fn a_file_that_loses_its_name_is_opened_first() {
     on_each(|tree| {
         for rename in [false, true] {
@@ -314,6 +333,23 @@ fn free_space_is_asked_again_after_each_change() {
         assert!(free() < before);
         fs::remove_file(tree.at("file")).unwrap();
         assert_eq!(free(), behind());
+    });
+}
+
+#[test]
+fn free_space_is_that_of_the_file_system_that_is_asked_about() {
+    on_each(|tree| {
+        fs::create_dir(tree.behind("below")).unwrap();
+        let below = tree.behind("below");
+        let flags = MsFlags::empty();
+        mount(Some("below"), &below, Some("tmpfs"), flags, Some("size=1m")).unwrap();
+        let blocks = |path: &Path| nix::sys::statvfs::statvfs(path).unwrap().blocks();
+        for _ in 0..2 {
+            for name in ["", "below"] {
+                assert_eq!(blocks(&tree.at(name)), blocks(&tree.behind(name)), "{name}");
+            }
+        }
+        umount2(&below, MntFlags::MNT_DETACH).unwrap();
     });
 }
 

@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, splice};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
+use crate::common::eventually;
 use crate::guest::Tree;
 
 const SMALL: usize = 20_000;
@@ -153,6 +154,9 @@ fn one_open_file_may_read_around_the_page_cache_from_some_day_on() {
 #[test]
 fn many_use_one_open_file_at_once() {
     let tree = with_a_small_file();
+    let source = File::open(tree.behind("")).unwrap();
+    let inodes = || nix::sys::statvfs::fstatvfs(&source).unwrap().files_free();
+    let free = inodes();
     for _ in 0..30 {
         let file = File::open(tree.at("file")).unwrap();
         let over = AtomicBool::new(false);
@@ -181,4 +185,7 @@ fn many_use_one_open_file_at_once() {
             }
         });
     }
+    // Who has lost the race to be the file's own is gone: the source's inode goes with its name.
+    fs::remove_file(tree.at("file")).unwrap();
+    eventually(|| inodes() > free);
 }

@@ -2,16 +2,17 @@
 //! Data, sizes and extended attributes that lag behind, and calls that are swallowed.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{Seek, Write};
 use std::num::NonZeroUsize;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
+use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, copy_file_range, fallocate, fcntl};
 use nix::sys::mman::{MapFlags, MsFlags, ProtFlags, mmap, msync, munmap};
 
-use crate::guest::{Tree, on_each};
+use crate::guest::{Tree, dirty, on_each};
 
 fn read_write(path: &Path) -> File {
     OpenOptions::new().read(true).write(true).open(path).unwrap()
@@ -316,5 +317,95 @@ fn reads_pass_through_and_are_right() {
             200,
             "{after:?}"
         );
+    });
+}
+
+/// pwritev2(2).
+fn write_with(file: &File, bytes: &[u8], at: i64, flags: i32) {
+    let part = libc::iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    };
+    // SAFETY: one part, which is only read.
+    let written = unsafe { libc::pwritev2(file.as_raw_fd(), &raw const part, 1, at, flags) };
+    assert_eq!(
+        written,
+        bytes.len() as isize,
+        "{}",
+        std::io::Error::last_os_error()
+    );
+}
+
+#[test]
+fn one_write_may_want_more_than_its_file_does() {
+    on_each(|tree| {
+        fs::write(tree.at("file"), "text").unwrap();
+        let behind = File::open(tree.behind("file")).unwrap();
+        behind.sync_all().unwrap();
+        let mut file = read_write(&tree.at("file"));
+        write_with(&file, b"t", 0, 0);
+        assert!(dirty(&behind) > 0);
+        write_with(&file, b"T", 0, libc::RWF_DSYNC);
+        assert_eq!(dirty(&behind), 0);
+        write_with(&file, b"t", 0, 0);
+        write_with(&file, b"T", 0, libc::RWF_SYNC);
+        assert_eq!(dirty(&behind), 0);
+        write_with(&file, b", more", 0, libc::RWF_APPEND);
+        assert_eq!(fs::read(tree.at("file")).unwrap(), b"Text, more");
+        fcntl(&file, FcntlArg::F_SETFL(OFlag::O_APPEND)).unwrap();
+        file.write_all(b", most").unwrap();
+        assert_eq!(file.stream_position().unwrap(), 16);
+        assert_eq!(fs::read(tree.at("file")).unwrap(), b"Text, more, most");
+        tree.assert_same("file");
+    });
+}
+
+/// Submits one write of `bytes`, and waits for it: the result.
+fn write_asynchronously(file: &File, bytes: &[u8], at: i64) -> i64 {
+    // SAFETY: all of these are numbers.
+    let mut call: libc::iocb = unsafe { std::mem::zeroed() };
+    call.aio_lio_opcode = 1; // IOCB_CMD_PWRITE
+    call.aio_fildes = file.as_raw_fd().try_into().unwrap();
+    call.aio_buf = bytes.as_ptr() as u64;
+    call.aio_nbytes = bytes.len() as u64;
+    call.aio_offset = at;
+    let calls = [&raw mut call];
+    let mut context = 0_u64;
+    let mut event = [0_u64; 4]; // struct io_event
+    // SAFETY: the call and its bytes stay until the one event has come, and there is room for that.
+    unsafe {
+        assert_eq!(libc::syscall(libc::SYS_io_setup, 1, &raw mut context), 0);
+        assert_eq!(libc::syscall(libc::SYS_io_submit, context, 1, calls.as_ptr()), 1);
+        let nothing = std::ptr::null::<libc::timespec>();
+        let events = libc::syscall(libc::SYS_io_getevents, context, 1, 1, event.as_mut_ptr(), nothing);
+        assert_eq!(events, 1);
+        assert_eq!(libc::syscall(libc::SYS_io_destroy, context), 0);
+    }
+    event[2].cast_signed()
+}
+
+#[test]
+fn an_asynchronous_write_is_seen_at_once_and_ends() {
+    #[repr(align(4096))]
+    struct Page([u8; 4096]);
+    on_each(|tree| {
+        for (round, flags) in [0, libc::O_DIRECT].into_iter().enumerate() {
+            fs::write(tree.at("file"), [1; 8192]).unwrap();
+            let file = OpenOptions::new()
+                .write(true)
+                .custom_flags(flags)
+                .open(tree.at("file"))
+                .unwrap();
+            for (page, at) in [(Page([2; 4096]), 4096), (Page([3; 4096]), 8192)] {
+                tree.warm("file");
+                assert_eq!(write_asynchronously(&file, &page.0, at), 4096, "{round}");
+                assert_eq!(size(tree, "file"), at as u64 + 4096);
+                let content = fs::read(tree.at("file")).unwrap();
+                assert_eq!(content[at as usize..], page.0, "{round}");
+                tree.assert_same("file");
+            }
+            // Not in flight any more.
+            tree.warm("file");
+        }
     });
 }
