@@ -119,14 +119,19 @@ int extfuse_getattr(struct mnt_idmap *idmap, const struct path *path, struct kst
 	const struct fuse_inode *fi = get_fuse_inode(inode);
 	struct extfuse_conn *ext = READ_ONCE(fi->ext.conn);
 
-	if (!ext || !request_mask || request_mask & ~STATX_BASIC_STATS || flags & AT_STATX_FORCE_SYNC ||
+	if (!ext || !(request_mask & STATX_BASIC_STATS) || flags & AT_STATX_FORCE_SYNC ||
 	    READ_ONCE(fi->state) & (BIT(FUSE_I_BAD) | BIT(FUSE_I_BTIME)) ||
 	    READ_ONCE(fi->inval_mask) & STATX_BASIC_STATS || !attr_unchanged(ext->stamps, fi) ||
 	    extfuse_over(READ_ONCE(ext->stamps->deadline)) || !plainly_allowed(ext->fc))
-		return fuse_getattr(idmap, path, stat, request_mask, flags);
+		goto ask;
+	/* A birth time is had from a daemon that has STATX, and not from others. */
+	if (request_mask & STATX_BTIME && !ext->fc->no_statx)
+		goto ask;
 	extfuse_count(ext, FUSE_GETATTR, EXTFUSE_COUNT_KEPT);
-	generic_fillattr(idmap, request_mask, inode, stat);
+	generic_fillattr(idmap, request_mask & STATX_BASIC_STATS, inode, stat);
 	stat->mode = fi->orig_i_mode;
 	stat->ino = fi->orig_ino;
 	return 0;
+ask:
+	return fuse_getattr(idmap, path, stat, request_mask, flags);
 }
