@@ -9,10 +9,12 @@ mod demo;
 mod measure;
 mod mounts;
 mod only;
+mod party;
 mod programs;
 mod report;
 mod scale;
 mod sections;
+mod storm;
 mod tree;
 mod walk;
 mod warm;
@@ -32,6 +34,7 @@ use only::Only;
 use report::Row;
 use sections::Way;
 use sections::frame::Address;
+use storm::daemon::{Layout, Teller};
 use tree::Paths;
 
 /// What is measured together.
@@ -49,6 +52,8 @@ enum Suite {
     Scale,
     /// A payload from a server to the application and back: copied, spliced, by sections
     Sections,
+    /// 100 000 names invalidated while two readers look at them
+    Storm,
 }
 
 #[derive(Debug, Parser)]
@@ -69,7 +74,7 @@ enum Action {
     Run {
         #[arg(value_enum, required = true)]
         suites: Vec<Suite>,
-        /// Only cases of this name, in which * stands for anything; may be repeated. Of `scale`, `walk` and `warm`: all
+        /// Only cases of this name, in which * stands for anything; may be repeated. Of `meta`, `data` and `sections`; of others: all
         #[arg(long, value_name = "CASE")]
         only: Vec<String>,
         /// Where the tree is made and the mounts appear
@@ -123,6 +128,15 @@ enum Action {
         mountpoint: PathBuf,
         #[arg(long)]
         stock: bool,
+    },
+    /// The daemon of the suite `storm`
+    #[command(hide = true)]
+    StormDaemon {
+        #[arg(value_enum)]
+        teller: Teller,
+        names: usize,
+        directories: usize,
+        mountpoint: PathBuf,
     },
 }
 
@@ -196,6 +210,15 @@ fn act(action: Action) -> Result<()> {
             mountpoint,
             stock,
         } => sections::daemon::run(way, &server, &mountpoint, stock),
+        Action::StormDaemon {
+            teller,
+            names,
+            directories,
+            mountpoint,
+        } => {
+            let layout = Layout { names, directories };
+            storm::daemon::run(teller, layout, &mountpoint)
+        }
     }
 }
 
@@ -260,7 +283,7 @@ fn run(suites: &[Suite], only: Only, base: PathBuf, smoke: bool) -> Result<Vec<R
         .filter_map(|suite| match suite {
             Suite::Meta => Some(("meta", wanted(cases::META))),
             Suite::Data => Some(("data", wanted(cases::DATA))),
-            Suite::Warm | Suite::Walk | Suite::Scale | Suite::Sections => None,
+            _ => None,
         })
         .filter(|(_, cases)| !cases.is_empty())
         .collect();
@@ -278,6 +301,9 @@ fn run(suites: &[Suite], only: Only, base: PathBuf, smoke: bool) -> Result<Vec<R
     }
     if suites.contains(&Suite::Sections) {
         rows.append(&mut sections::run(&bench.base, metric, only, smoke)?);
+    }
+    if suites.contains(&Suite::Storm) {
+        rows.append(&mut storm::run(&bench.base, metric, smoke)?);
     }
     Ok(rows)
 }
