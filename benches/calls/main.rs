@@ -12,6 +12,7 @@ mod only;
 mod party;
 mod programs;
 mod report;
+mod requests;
 mod scale;
 mod sections;
 mod storm;
@@ -54,6 +55,8 @@ enum Suite {
     Sections,
     /// 100 000 names invalidated while two readers look at them
     Storm,
+    /// untar, find, git status, make...: what of them comes up to the daemon, by opcode
+    Workloads,
 }
 
 #[derive(Debug, Parser)]
@@ -240,9 +243,13 @@ fn table(rows: &[Row], markdown: bool) -> Result<()> {
     for crossing in sections::findings::crossings(rows) {
         println!("{bullet}{crossing}");
     }
+    for opcodes in requests::opcodes(rows) {
+        println!("{bullet}{opcodes}");
+    }
     let aims = [
         report::aims(rows),
         warm::aims(rows),
+        requests::aims(rows),
         walk::aims(rows),
         sections::findings::aims(rows),
     ];
@@ -264,7 +271,9 @@ fn metric(smoke: bool) -> Result<&'static str> {
 }
 
 fn run(suites: &[Suite], only: Only, base: PathBuf, smoke: bool) -> Result<Vec<Row>> {
-    let metric = metric(smoke)?;
+    // Upcalls are the same by whatever clock.
+    let by_any_clock = |suite: &Suite| *suite == Suite::Workloads;
+    let metric = metric(smoke || suites.iter().all(by_any_clock))?;
     let bench = Bench {
         base,
         smoke,
@@ -304,6 +313,9 @@ fn run(suites: &[Suite], only: Only, base: PathBuf, smoke: bool) -> Result<Vec<R
     }
     if suites.contains(&Suite::Storm) {
         rows.append(&mut storm::run(&bench.base, metric, smoke)?);
+    }
+    if suites.contains(&Suite::Workloads) {
+        rows.append(&mut requests::run(&bench.base, smoke)?);
     }
     Ok(rows)
 }
