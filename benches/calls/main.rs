@@ -5,6 +5,7 @@
 
 mod cases;
 mod controls;
+mod cpus;
 mod demo;
 mod measure;
 mod mounts;
@@ -49,8 +50,10 @@ enum Suite {
     Warm,
     /// Single calls, whole files and listings, against the file system below
     Walk,
-    /// Hits with a million cached entries against a thousand, and the memory an entry takes
+    /// Hits with a thousand to four million cached entries, and the memory an entry takes
     Scale,
+    /// Two readers on two processors against one, in time
+    Cpus,
     /// A payload from a server to the application and back: copied, spliced, by sections
     Sections,
     /// 100 000 names invalidated while two readers look at them
@@ -251,6 +254,7 @@ fn table(rows: &[Row], markdown: bool) -> Result<()> {
         warm::aims(rows),
         requests::aims(rows),
         walk::aims(rows),
+        scale::aims(rows),
         sections::findings::aims(rows),
     ];
     for aim in aims.into_iter().flatten() {
@@ -271,8 +275,8 @@ fn metric(smoke: bool) -> Result<&'static str> {
 }
 
 fn run(suites: &[Suite], only: Only, base: PathBuf, smoke: bool) -> Result<Vec<Row>> {
-    // Upcalls are the same by whatever clock.
-    let by_any_clock = |suite: &Suite| *suite == Suite::Workloads;
+    // Upcalls are the same by whatever clock, and two processors take one that tells time.
+    let by_any_clock = |suite: &Suite| matches!(suite, Suite::Cpus | Suite::Workloads);
     let metric = metric(smoke || suites.iter().all(by_any_clock))?;
     let bench = Bench {
         base,
@@ -307,6 +311,9 @@ fn run(suites: &[Suite], only: Only, base: PathBuf, smoke: bool) -> Result<Vec<R
     }
     if suites.contains(&Suite::Scale) {
         rows.append(&mut scale::run(&bench.base, metric)?);
+    }
+    if suites.contains(&Suite::Cpus) {
+        rows.append(&mut cpus::run(&bench.base, smoke)?);
     }
     if suites.contains(&Suite::Sections) {
         rows.append(&mut sections::run(&bench.base, metric, only, smoke)?);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What it costs to have a million cached entries instead of a thousand.
+//! What it costs to have millions of cached entries instead of a thousand.
 //!
 //! In the guest, instructions: the same calls over maps with few and with many rows. Instructions know
 //! no cache misses, which are what a large map costs; so the lookups themselves are also timed, on the
@@ -19,11 +19,16 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 use crate::cases::Case;
 use crate::measure::{self, Shape};
 use crate::mounts::{Place, Variant};
-use crate::report::Row;
+use crate::report::{self, Aim, Row};
 use crate::tree::{self, Paths};
 
 /// How many rows, under which name. A quarter of the map stays free, so that nothing is evicted.
-const SIZES: &[(&str, u32)] = &[("1k", 1_000), ("1m", 1_000_000)];
+const SIZES: &[(&str, u32)] = &[
+    ("1k", 1_000),
+    ("64k", 64_000),
+    ("1m", 1_000_000),
+    ("4m", 4_000_000),
+];
 /// Real files that are looked at in turn.
 const FILES: usize = 500;
 /// Rows given to the kernel at a time.
@@ -38,6 +43,16 @@ fn row(case: &str, variant: &str, metric: &str, unit: &str, value: f64) -> Row {
         metric,
         unit,
         value,
+    }
+}
+
+/// What is measured in the guest.
+const HITS: &[Case] = &[Case::Stat, Case::StatMany, Case::Fstat, Case::Missing];
+
+fn name(case: Case) -> &'static str {
+    match case {
+        Case::StatMany => "stat-500",
+        case => case.name(),
     }
 }
 
@@ -85,6 +100,17 @@ fn newest(name: &str) -> Result<MapHandle> {
     Ok(MapHandle::from_map_id(id)?)
 }
 
+/// That a hit costs the same however many others there are.
+pub fn aims(rows: &[Row]) -> Vec<Aim> {
+    let rows = report::of_suite(rows, "scale");
+    let (Some((few, _)), Some((many, _))) = (SIZES.first(), SIZES.last()) else {
+        return Vec::new();
+    };
+    HITS.iter()
+        .filter_map(|case| report::ratio(&rows, name(*case), many, few, 1.02))
+        .collect()
+}
+
 /// Hits with few and with many rows in the maps, and what a row takes.
 pub fn run(base: &Path, metric: &str) -> Result<Vec<Row>> {
     let tree = base.join("scale");
@@ -94,6 +120,7 @@ pub fn run(base: &Path, metric: &str) -> Result<Vec<Row>> {
         let options = format!("entries={}", capacity(rows));
         let place = Place::new(Variant::Handlers, &tree, &base.join("mnt"), &["-o", &options])?;
         let mut figures = Vec::new();
+        let mut all = 0.0;
         for name in ["entry_map", "attr_map"] {
             let map = newest(name)?;
             ensure!(
@@ -102,16 +129,16 @@ pub fn run(base: &Path, metric: &str) -> Result<Vec<Row>> {
                 map.max_entries()
             );
             fill(&map, rows)?;
-            figures.push(row(
-                name,
-                size,
-                "memory",
-                "bytes/entry",
-                (memory(&map)? / f64::from(capacity(rows))).round(),
-            ));
+            let bytes = memory(&map)?;
+            all += bytes;
+            let each = (bytes / f64::from(capacity(rows))).round();
+            figures.push(row(name, size, "memory", "bytes/entry", each));
         }
+        all += memory(&newest("xattr_map")?)?;
+        let mib = (all / f64::from(1 << 20)).round();
+        figures.push(row("all maps", size, "memory", "MiB", mib));
         let paths = Paths::new(FILES)?;
-        for case in [Case::Stat, Case::StatMany, Case::Fstat, Case::Missing] {
+        for &case in HITS {
             let shape = match case {
                 Case::StatMany => Shape {
                     warm: FILES,
@@ -120,17 +147,17 @@ pub fn run(base: &Path, metric: &str) -> Result<Vec<Row>> {
                 },
                 case => case.shape(false, FILES),
             };
-            let name = if case == Case::StatMany {
-                "stat-500"
-            } else {
-                case.name()
-            };
+            let name = name(case);
             let mut call = case.prepare(&paths)?;
             measure::warm(shape, &mut call)?;
             let before = place.counters()?;
             let cost = measure::cost(shape, &mut call).with_context(|| format!("{name} with {rows} rows"))?;
-            let upcalls = place.counted_since(&before)?.total().upcalls as f64 / shape.all_calls() as f64;
-            eprintln!("{name:15} {size:10} {cost:9.0} {metric} {upcalls:7.3} upcalls");
+            let counted = place.counted_since(&before)?.total();
+            let upcalls = counted.upcalls as f64 / shape.all_calls() as f64;
+            eprintln!(
+                "{name:15} {size:10} {cost:9.0} {metric} {upcalls:7.3} upcalls, {} kept, {} returned",
+                counted.kept, counted.returned
+            );
             figures.push(row(name, size, metric, &format!("{metric}/call"), cost.round()));
             figures.push(row(name, size, "upcalls", "upcalls/call", upcalls));
         }
