@@ -164,7 +164,7 @@ fn act(action: Action) -> Result<()> {
                     continue;
                 };
                 println!(
-                    "{:8} {}",
+                    "{:9} {}",
                     value.get_name(),
                     value.get_help().map(ToString::to_string).unwrap_or_default()
                 );
