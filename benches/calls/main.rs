@@ -50,7 +50,7 @@ enum Suite {
     Warm,
     /// Single calls, whole files and listings, against the file system below
     Walk,
-    /// Hits with a thousand to four million cached entries, and the memory an entry takes
+    /// Hits with a million cached entries against a thousand, and the memory an entry takes
     Scale,
     /// Two readers on two processors against one, in time
     Cpus,
