@@ -22,8 +22,9 @@ prepare() {
 	build_calls --release
 }
 
-# in_guest [VM OPTION...] -- ARGUMENT...: runs the program in the guest, over an
-# ext4 in memory: waiting for a disk is no work, but the clock would count it.
+# in_guest VM OPTION... -- ARGUMENT...: runs the program in the guest, over an ext4
+# in memory: waiting for a disk is no work, but a clock that counts instructions
+# (--icount) would count it.
 in_guest() {
 	local options=()
 
@@ -31,7 +32,7 @@ in_guest() {
 		options+=("$1") && shift
 	done
 	shift
-	"$repository/scripts/vm" --icount "${options[@]}" -- bash -ec '
+	"$repository/scripts/vm" "${options[@]}" -- bash -ec '
 		modprobe brd rd_nr=1 rd_size=$((400 << 10))
 		mkfs.ext4 -q -E lazy_itable_init=0,lazy_journal_init=0 /dev/ram0
 		mkdir -p /mnt/ram

@@ -90,6 +90,17 @@ fn other_units_are_named_beside_the_case() {
 }
 
 #[test]
+fn upcalls_alone_are_the_figure_and_those_by_opcode_are_none() {
+    let figures = [
+        row("find", "stock-0", "upcalls", 1234.0),
+        row("find", "stock-0", "upcalls.LOOKUP", 1000.0),
+        row("find", "handlers", "upcalls", 0.0),
+    ];
+    let table = text(&figures);
+    assert!(table.ends_with("find    1 234         0\n\n"), "{table}");
+}
+
+#[test]
 fn a_missed_aim_is_told_from_a_met_one() {
     let figures = [
         row("stat", "handlers", "instructions", 8001.0),

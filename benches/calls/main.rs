@@ -5,14 +5,18 @@
 
 mod cases;
 mod controls;
+mod cpus;
 mod demo;
 mod measure;
 mod mounts;
 mod only;
+mod party;
 mod programs;
 mod report;
+mod requests;
 mod scale;
 mod sections;
+mod storm;
 mod tree;
 mod walk;
 mod warm;
@@ -32,6 +36,7 @@ use only::Only;
 use report::Row;
 use sections::Way;
 use sections::frame::Address;
+use storm::daemon::{Layout, Teller};
 use tree::Paths;
 
 /// What is measured together.
@@ -47,8 +52,14 @@ enum Suite {
     Walk,
     /// Hits with a million cached entries against a thousand, and the memory an entry takes
     Scale,
+    /// Two readers on two processors against one, in time
+    Cpus,
     /// A payload from a server to the application and back: copied, spliced, by sections
     Sections,
+    /// 100 000 names invalidated while two readers look at them
+    Storm,
+    /// untar, find, git status, make...: what of them comes up to the daemon, by opcode
+    Workloads,
 }
 
 #[derive(Debug, Parser)]
@@ -69,7 +80,7 @@ enum Action {
     Run {
         #[arg(value_enum, required = true)]
         suites: Vec<Suite>,
-        /// Only cases of this name, in which * stands for anything; may be repeated. Of `scale`, `walk` and `warm`: all
+        /// Only cases of this name, in which * stands for anything; may be repeated. Of `meta`, `data` and `sections`; of others: all
         #[arg(long, value_name = "CASE")]
         only: Vec<String>,
         /// Where the tree is made and the mounts appear
@@ -124,6 +135,15 @@ enum Action {
         #[arg(long)]
         stock: bool,
     },
+    /// The daemon of the suite `storm`
+    #[command(hide = true)]
+    StormDaemon {
+        #[arg(value_enum)]
+        teller: Teller,
+        names: usize,
+        directories: usize,
+        mountpoint: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -144,7 +164,7 @@ fn act(action: Action) -> Result<()> {
                     continue;
                 };
                 println!(
-                    "{:8} {}",
+                    "{:9} {}",
                     value.get_name(),
                     value.get_help().map(ToString::to_string).unwrap_or_default()
                 );
@@ -196,6 +216,15 @@ fn act(action: Action) -> Result<()> {
             mountpoint,
             stock,
         } => sections::daemon::run(way, &server, &mountpoint, stock),
+        Action::StormDaemon {
+            teller,
+            names,
+            directories,
+            mountpoint,
+        } => {
+            let layout = Layout { names, directories };
+            storm::daemon::run(teller, layout, &mountpoint)
+        }
     }
 }
 
@@ -217,10 +246,15 @@ fn table(rows: &[Row], markdown: bool) -> Result<()> {
     for crossing in sections::findings::crossings(rows) {
         println!("{bullet}{crossing}");
     }
+    for opcodes in requests::opcodes(rows) {
+        println!("{bullet}{opcodes}");
+    }
     let aims = [
         report::aims(rows),
         warm::aims(rows),
+        requests::aims(rows),
         walk::aims(rows),
+        scale::aims(rows),
         sections::findings::aims(rows),
     ];
     for aim in aims.into_iter().flatten() {
@@ -241,7 +275,9 @@ fn metric(smoke: bool) -> Result<&'static str> {
 }
 
 fn run(suites: &[Suite], only: Only, base: PathBuf, smoke: bool) -> Result<Vec<Row>> {
-    let metric = metric(smoke)?;
+    // Upcalls are the same by whatever clock, and two processors take one that tells time.
+    let by_any_clock = |suite: &Suite| matches!(suite, Suite::Cpus | Suite::Workloads);
+    let metric = metric(smoke || suites.iter().all(by_any_clock))?;
     let bench = Bench {
         base,
         smoke,
@@ -260,7 +296,7 @@ fn run(suites: &[Suite], only: Only, base: PathBuf, smoke: bool) -> Result<Vec<R
         .filter_map(|suite| match suite {
             Suite::Meta => Some(("meta", wanted(cases::META))),
             Suite::Data => Some(("data", wanted(cases::DATA))),
-            Suite::Warm | Suite::Walk | Suite::Scale | Suite::Sections => None,
+            _ => None,
         })
         .filter(|(_, cases)| !cases.is_empty())
         .collect();
@@ -276,8 +312,17 @@ fn run(suites: &[Suite], only: Only, base: PathBuf, smoke: bool) -> Result<Vec<R
     if suites.contains(&Suite::Scale) {
         rows.append(&mut scale::run(&bench.base, metric)?);
     }
+    if suites.contains(&Suite::Cpus) {
+        rows.append(&mut cpus::run(&bench.base, smoke)?);
+    }
     if suites.contains(&Suite::Sections) {
         rows.append(&mut sections::run(&bench.base, metric, only, smoke)?);
+    }
+    if suites.contains(&Suite::Storm) {
+        rows.append(&mut storm::run(&bench.base, metric, smoke)?);
+    }
+    if suites.contains(&Suite::Workloads) {
+        rows.append(&mut requests::run(&bench.base, smoke)?);
     }
     Ok(rows)
 }

@@ -83,24 +83,27 @@ pub fn of_suite(rows: &[Row], suite: &str) -> Vec<Row> {
     rows.iter().filter(|row| row.suite == suite).cloned().collect()
 }
 
-/// What a cell of the table shows: the cost, with the upcalls in brackets where they were counted.
+/// Is it no cost, but upcalls: all, or those of an opcode?
+fn counts_upcalls(row: &Row) -> bool {
+    row.metric.split('.').next() == Some("upcalls")
+}
+
+/// What a cell of the table shows: the cost, with the upcalls in brackets where they were counted; or these alone.
 fn cell(rows: &[Row], case: &str, variant: &str) -> String {
     let cost = rows
         .iter()
-        .find(|row| row.case == case && row.variant == variant && row.metric != "upcalls");
-    let Some(cost) = cost else { return "-".into() };
-    match value(rows, case, variant, "upcalls") {
-        Some(upcalls) => format!("{} ({})", grouped(cost.value), counted(upcalls)),
-        None => grouped(cost.value),
+        .find(|row| row.case == case && row.variant == variant && !counts_upcalls(row));
+    match (cost, value(rows, case, variant, "upcalls")) {
+        (Some(cost), Some(upcalls)) => format!("{} ({})", grouped(cost.value), counted(upcalls)),
+        (Some(cost), None) => grouped(cost.value),
+        (None, Some(upcalls)) => grouped(upcalls),
+        (None, None) => "-".into(),
     }
 }
 
 /// What a line of the table is called: with its unit, where that is not instructions.
 fn label(rows: &[Row], case: &str) -> String {
-    match rows
-        .iter()
-        .find(|row| row.case == case && row.metric != "upcalls")
-    {
+    match rows.iter().find(|row| row.case == case && !counts_upcalls(row)) {
         Some(row) if row.metric != "instructions" => format!("{case}, {}", row.unit),
         _ => case.into(),
     }

@@ -6,7 +6,6 @@ mod application;
 pub mod daemon;
 pub mod findings;
 pub mod frame;
-pub mod party;
 pub mod server;
 
 use std::fs;
@@ -19,11 +18,11 @@ use nix::sys::stat::fstat;
 
 use crate::measure::{self, Shape};
 use crate::only::Only;
+use crate::party::Party;
 use crate::report::Row;
 use application::{Application, Peer};
 use daemon::Asked;
 use frame::{Address, LONGEST};
-use party::Party;
 use server::{Listening, Received};
 
 /// In which way the payload comes and goes.

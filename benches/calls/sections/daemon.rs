@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Way;
 use super::frame::{self, Address, LONGEST, META, Message, Operation};
-use super::party;
+use crate::party;
 
 /// The file whose payloads are not checked, and the one whose are: their names, and from 2 on their nodeids.
 pub const FILES: [&str; 2] = ["plain", "crc"];

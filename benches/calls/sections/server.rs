@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::frame::{self, META, Message, Operation, SERIAL};
-use super::party;
+use crate::party;
 
 /// What the server says about the frames that it received.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -50,9 +50,14 @@ impl Party {
 
     /// What it says now.
     pub fn ask<T: DeserializeOwned>(&mut self) -> Result<T> {
+        self.ask_for("")
+    }
+
+    /// What it says to a line, which does not contain its end.
+    pub fn ask_for<T: DeserializeOwned>(&mut self, line: &str) -> Result<T> {
         let input = self.input.as_mut().context("it was told to end")?;
         input
-            .write_all(b"\n")
+            .write_all(format!("{line}\n").as_bytes())
             .with_context(|| format!("the {} does not listen", self.name))?;
         self.hear()
     }
@@ -82,16 +87,23 @@ impl Drop for Party {
     }
 }
 
-/// The party's own side.
+/// The party's own side, where all questions are the same.
 pub fn report_until_end<T: Serialize>(ready: &impl Serialize, mut report: impl FnMut() -> T) -> Result<()> {
+    answer_until_end(ready, |_| report())
+}
+
+/// The party's own side.
+pub fn answer_until_end<T: Serialize>(
+    ready: &impl Serialize,
+    mut answer: impl FnMut(&str) -> T,
+) -> Result<()> {
     let say = |line: String| -> Result<()> {
         writeln!(stdout(), "{line}")?;
         Ok(())
     };
     say(serde_json::to_string(ready)?)?;
     for line in stdin().lock().lines() {
-        line?;
-        say(serde_json::to_string(&report())?)?;
+        say(serde_json::to_string(&answer(&line?))?)?;
     }
     Ok(())
 }
