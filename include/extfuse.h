@@ -153,8 +153,9 @@ struct extfuse_ops {
 
 struct extfuse_stamps {
 	__u64 clock; /* grows by one with every change; starts at 1 */
+	__u64 apart[7]; /* who only looks does not read the line that every change writes */
 	__u64 deadline; /* when everything stops being current (a lease's end) */
-	__u64 reserved[510];
+	__u64 reserved[503];
 	__u64 slot[EXTFUSE_SLOTS];
 };
 
