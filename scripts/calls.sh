@@ -41,5 +41,19 @@ in_guest() {
 		mkdir /run/etc
 		cp -L /etc/{group,ld.so.cache,nsswitch.conf,passwd} /run/etc
 		mount --bind /run/etc /etc
-		exec "$0" "$@" --base /mnt/ram' "$calls" "$@"
+		# And of what is in the root, most of which is not there.
+		mkdir /mnt/root
+		mount -t tmpfs none /mnt/root
+		for each in /*; do
+			if [[ -L $each ]]; then
+				cp -P "$each" /mnt/root/
+			elif [[ -d $each && $each != /mnt ]]; then
+				mkdir "/mnt/root$each"
+				mount --rbind "$each" "/mnt/root$each"
+			fi
+		done
+		mkdir -p /mnt/root/mnt/ram
+		mount --bind /mnt/ram /mnt/root/mnt/ram
+		export HOME=/mnt/ram
+		exec chroot /mnt/root "$0" "$@" --base /mnt/ram' "$calls" "$@"
 }

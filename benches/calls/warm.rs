@@ -104,9 +104,8 @@ fn measured(programs: &Programs, workload: &Workload, place: &Place) -> Result<(
     Ok((measure::median(&mut costs), counted))
 }
 
-/// How far the native cost of a whole program may move within a boot: 7 % were seen, with what the kernel's
-/// caches hold of the tree.
-const DRIFT: f64 = 0.10;
+/// How far the native cost of a whole program may move within a boot.
+const DRIFT: f64 = 0.02;
 
 /// The control: the first workload costs natively in the end what it did in the beginning.
 fn again(tree: &Path, base: &Path, programs: &Programs, first: f64) -> Result<()> {
