@@ -400,11 +400,15 @@ impl Context {
         )?)
     }
 
-    /// How full the maps are. Takes a system call a row.
+    /// How full the maps are. Reads them all, some thousand rows a system call.
     #[must_use]
     pub fn fill(&self) -> Fill {
-        // Walking a map that changes may start over: no more than fit are counted.
-        let used = |map: &MapHandle| map.keys().take(map.max_entries() as usize).count() as u64;
+        const BATCH: u32 = 4096;
+        let used = |map: &MapHandle| {
+            let rows = map.lookup_batch(BATCH, MapFlags::ANY, MapFlags::ANY);
+            // A map that changes meanwhile may give a row twice: no more than fit are counted.
+            rows.map_or(0, |rows| rows.take(map.max_entries() as usize).count() as u64)
+        };
         Fill {
             entries: used(&self.rows.entries),
             attrs: used(&self.rows.attrs),
