@@ -396,14 +396,12 @@ fn an_asynchronous_write_is_seen_at_once_and_ends() {
                 .custom_flags(flags)
                 .open(tree.at("file"))
                 .unwrap();
-            for (page, at) in [(Page([2; 4096]), 4096), (Page([3; 4096]), 8192)] {
-                tree.warm("file");
-                assert_eq!(write_asynchronously(&file, &page.0, at), 4096, "{round}");
-                assert_eq!(size(tree, "file"), at as u64 + 4096);
-                let content = fs::read(tree.at("file")).unwrap();
-                assert_eq!(content[at as usize..], page.0, "{round}");
-                tree.assert_same("file");
-            }
+            tree.warm("file");
+            let page = Page([2; 4096]);
+            assert_eq!(write_asynchronously(&file, &page.0, 8192), 4096, "{round}");
+            assert_eq!(size(tree, "file"), 8192 + 4096);
+            assert_eq!(fs::read(tree.at("file")).unwrap()[8192..], page.0, "{round}");
+            tree.assert_same("file");
             // Not in flight any more.
             tree.warm("file");
         }
