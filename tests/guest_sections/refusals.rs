@@ -300,6 +300,38 @@ fn a_reply_with_data_behind_a_section() {
     assert_bytes(&seen.unwrap(), &bytes(7, 60), "plain");
 }
 
+/// The memory that a section's header and footer would go to is as it was.
+#[test]
+fn a_stage_that_breaks_off_gives_nothing_out() {
+    let served = Served::new(SIZE);
+    let (seen, ()) = served.one_read("direct", (0, 8192), |read| {
+        let frame = Frame::usual(0, 8192);
+        let mut mem = vec![POISON; frame.meta().len() + 4];
+        let message = stage_message(read.unique, mem.as_mut_ptr() as u64, &frame, frame.section(0));
+        // In the footer, and in the payload.
+        for missing in [50, 4000] {
+            let there = message.len() - missing;
+            let parts =
+                [(message.as_ptr() as usize, there), (8, missing)].map(|(base, length)| libc::iovec {
+                    iov_base: base as *mut c_void,
+                    iov_len: length,
+                });
+            // SAFETY: writev only reads; the second part is nobody's memory, as the kernel finds out.
+            let done = unsafe { libc::writev(served.device.raw.as_raw_fd(), parts.as_ptr(), 2) };
+            assert_eq!(
+                (done, io::Error::last_os_error().raw_os_error()),
+                (-1, Some(libc::EFAULT))
+            );
+            assert!(
+                mem.iter().all(|byte| *byte == POISON),
+                "{missing} bytes are missing"
+            );
+        }
+        read.data(&bytes(0, 8192));
+    });
+    assert_bytes(&seen.unwrap(), &bytes(0, 8192), "plain");
+}
+
 #[test]
 fn a_reply_while_a_section_is_filled() {
     let served = Served::new(SIZE);
