@@ -56,10 +56,11 @@ static bool passthru_kept(struct extfuse_conn *ext, struct inode *inode)
 }
 
 /*
- * The file that the daemon has registered, which all who read a small one may
- * share: a file of one's own is much of what an open costs, and its merit is a
- * read-ahead window of one's own, which a small file has no use for. Who maps it,
- * splices from it, or wants something special of it gets a file of his own then.
+ * The file that the daemon has registered, which all who have it open for reading
+ * may share: a file of one's own is much of what an open costs, and its merit is a
+ * read-ahead window of one's own, which a small file has no use for. Who reads a
+ * larger one, maps it, splices from it, or wants something special of it gets a
+ * file of his own then.
  */
 static bool may_share(const struct file *file, const struct fuse_backing *fb)
 {
@@ -67,7 +68,7 @@ static bool may_share(const struct file *file, const struct fuse_backing *fb)
 	const struct file *shared = fb->file;
 
 	return (file->f_flags & O_ACCMODE) == O_RDONLY && !((file->f_flags ^ shared->f_flags) & same) &&
-	       shared->f_mode & FMODE_CAN_READ && i_size_read(file_inode(shared)) <= SHARED_SIZE;
+	       shared->f_mode & FMODE_CAN_READ;
 }
 
 static bool is_own(const struct file *backing)
