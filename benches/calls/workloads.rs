@@ -117,7 +117,9 @@ pub fn make(at: &Path) -> io::Result<()> {
 pub fn quiet(command: &mut Command) -> &mut Command {
     command
         .env("LC_ALL", "C")
-        .env("TZ", "UTC")
+        // Not that of a file, which would be waited for: there is none below this.
+        .env("TZ", "UTC0")
+        .env("TZDIR", "/dev/null")
         .env("GIT_CONFIG_NOSYSTEM", "1")
         .env("GIT_CONFIG_GLOBAL", "/dev/null")
         .stdin(Stdio::null())
