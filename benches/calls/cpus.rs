@@ -19,18 +19,9 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::stat::stat;
 use nix::unistd::{Pid, getpid};
 
-use crate::mounts::{Place, Variant};
+use crate::mounts::{COHERENT_VARIANTS, Place, Variant};
 use crate::report::Row;
 use crate::tree::{self, c_path};
-
-/// The variants, and what they are called here.
-const VARIANTS: &[(Variant, &str)] = &[
-    (Variant::Native, "native"),
-    (Variant::Stock0, "stock-0"),
-    (Variant::StockInf, "stock-inf"),
-    (Variant::Unattached, "unattached"),
-    (Variant::Handlers, "coherent"),
-];
 
 const READERS: usize = 2;
 /// How long a round takes, about: the machine has other things to do, and many short rounds find times when
@@ -200,7 +191,7 @@ pub fn run(base: &Path, smoke: bool) -> Result<Vec<Row>> {
         fs::create_dir_all(path.parent().context("no parent")?)?;
         fs::write(path, b"file")?;
     }
-    let variants: Vec<_> = VARIANTS
+    let variants: Vec<_> = COHERENT_VARIANTS
         .iter()
         .filter(|(variant, _)| !smoke || variant.is_stock())
         .collect();

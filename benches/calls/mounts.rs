@@ -37,6 +37,15 @@ pub const VARIANTS: &[Variant] = &[
     Variant::Handlers,
 ];
 
+/// The same, by the names they have where coherence is what is compared.
+pub const COHERENT_VARIANTS: &[(Variant, &str)] = &[
+    (Variant::Native, "native"),
+    (Variant::Stock0, "stock-0"),
+    (Variant::StockInf, "stock-inf"),
+    (Variant::Unattached, "unattached"),
+    (Variant::Handlers, "coherent"),
+];
+
 /// The variants that need no module.
 pub const STOCK_VARIANTS: &[Variant] = &[Variant::Native, Variant::Stock0, Variant::StockInf];
 

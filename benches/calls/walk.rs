@@ -15,18 +15,9 @@ use nix::unistd::read;
 use crate::cases;
 use crate::controls::{self, Controls};
 use crate::measure::{self, Call, Shape};
-use crate::mounts::{Counters, Place, Variant};
+use crate::mounts::{COHERENT_VARIANTS, Counters, Place, Variant};
 use crate::report::{self, Aim, Row};
 use crate::tree::{self, Paths, c_path};
-
-/// The variants, and what they are called here.
-const VARIANTS: &[(Variant, &str)] = &[
-    (Variant::Native, "native"),
-    (Variant::Stock0, "stock-0"),
-    (Variant::StockInf, "stock-inf"),
-    (Variant::Unattached, "unattached"),
-    (Variant::Handlers, "coherent"),
-];
 
 /// Files of a directory that are read in turn, or listed.
 const FILES: usize = 1000;
@@ -203,11 +194,11 @@ pub fn run(base: &Path, metric: &str, smoke: bool) -> Result<Vec<Row>> {
         .map(|path| c_path(Path::new(path)))
         .collect::<Result<_>>()?;
 
-    let variants: Vec<_> = VARIANTS
+    let variants: Vec<_> = COHERENT_VARIANTS
         .iter()
         .filter(|(variant, _)| !smoke || variant.is_stock())
         // The control: what it was in the beginning it is in the end.
-        .chain(&VARIANTS[..1])
+        .chain(&COHERENT_VARIANTS[..1])
         .collect();
     let (mut measured, mut checked) = (Vec::new(), Vec::new());
     for &&(variant, label) in &variants {

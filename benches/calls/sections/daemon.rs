@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use extfuse::abi;
@@ -271,27 +271,13 @@ impl Asked {
 }
 
 fn attributes(node: u64) -> FileAttr {
-    let directory = node == 1;
+    let (kind, size) = match node {
+        1 => (FileType::Directory, 0),
+        _ => (FileType::RegularFile, FILE_BYTES),
+    };
     FileAttr {
         ino: INodeNo(node),
-        size: if directory { 0 } else { FILE_BYTES },
-        blocks: 0,
-        atime: UNIX_EPOCH,
-        mtime: UNIX_EPOCH,
-        ctime: UNIX_EPOCH,
-        crtime: UNIX_EPOCH,
-        kind: if directory {
-            FileType::Directory
-        } else {
-            FileType::RegularFile
-        },
-        perm: 0o755,
-        nlink: 1,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 4096,
-        flags: 0,
+        ..extfuse::splice::attributes(kind, 0o755, size)
     }
 }
 

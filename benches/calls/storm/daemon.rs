@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -94,26 +94,14 @@ struct Truth {
 struct Names(Arc<Truth>);
 
 fn attributes(node: u64, directory: bool) -> FileAttr {
+    let kind = if directory {
+        FileType::Directory
+    } else {
+        FileType::RegularFile
+    };
     FileAttr {
         ino: INodeNo(node),
-        size: 0,
-        blocks: 0,
-        atime: UNIX_EPOCH,
-        mtime: UNIX_EPOCH,
-        ctime: UNIX_EPOCH,
-        crtime: UNIX_EPOCH,
-        kind: if directory {
-            FileType::Directory
-        } else {
-            FileType::RegularFile
-        },
-        perm: 0o755,
-        nlink: 1,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 4096,
-        flags: 0,
+        ..extfuse::splice::attributes(kind, 0o755, 0)
     }
 }
 
