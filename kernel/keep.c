@@ -7,9 +7,9 @@
  * fs/fuse such a time lies long ago: whoever does not know of stamps asks again.
  *
  * A handler's answer is kept with its row's own stamp, the daemon's with the
- * clock of before it was asked: nothing is made current by being kept. The stamp is written before the word, and read
- * after it. Two answers that are kept at the same time may mix, which does no
- * harm: they say the same.
+ * clock of before it was asked: nothing is made current by being kept. The stamp
+ * is written before the word, and read after it. Two answers that are kept at the
+ * same time may mix, which does no harm: they say the same.
  */
 #include "fuse_i.h"
 #include "extfuse_i.h"
@@ -232,16 +232,19 @@ void extfuse_keep_attr(struct inode *inode, const struct fuse_args *args, u64 ve
 /* What a dentry says, after it was given the daemon's timeout. */
 void extfuse_keep_entry(struct dentry *entry, const struct extfuse_keep *kept)
 {
+	struct extfuse_inode *parent;
 	struct inode *dir;
 
 	if (!kept->time)
 		return;
+	/* What the walk needs of the directory. The name may be moved away from it meanwhile. */
 	rcu_read_lock();
 	dir = d_inode_rcu(READ_ONCE(entry->d_parent));
-	if (dir && !get_fuse_inode(dir)->ext.dir_slot) {
-		WRITE_ONCE(get_fuse_inode(dir)->ext.conn, get_fuse_conn(dir)->ext);
+	parent = dir ? &get_fuse_inode(dir)->ext : NULL;
+	if (parent && !parent->dir_slot) {
+		WRITE_ONCE(parent->conn, get_fuse_conn(dir)->ext);
 		smp_wmb();
-		WRITE_ONCE(get_fuse_inode(dir)->ext.dir_slot, extfuse_node_slot(get_node_id(dir), EXTFUSE_SLOT_DIR));
+		WRITE_ONCE(parent->dir_slot, extfuse_node_slot(get_node_id(dir), EXTFUSE_SLOT_DIR));
 	}
 	rcu_read_unlock();
 	WRITE_ONCE(entry->d_time, kept->stamp);

@@ -487,10 +487,11 @@ bool extfuse_put_answer(struct fuse_args *args)
 	return true;
 }
 
-/* Is the node of an answer the daemon's still? */
-static bool still_held(const struct fuse_inode *fi, const struct fuse_args *args)
+/* With an inode that was made for it: is the node of an answer the daemon's still? */
+static bool still_held(struct fuse_inode *fi, const struct fuse_args *args)
 {
-	return extfuse_current(get_fuse_conn((struct inode *)&fi->inode)->ext, extfuse_node_slot(fi->nodeid, EXTFUSE_SLOT_NODE),
+	smp_mb();
+	return extfuse_current(get_fuse_conn(&fi->inode)->ext, extfuse_node_slot(fi->nodeid, EXTFUSE_SLOT_NODE),
 			       args->ext_keep[EXTFUSE_KEEP_ENTRY].stamp);
 }
 
@@ -510,7 +511,6 @@ int extfuse_uncount(struct fuse_args *args, struct inode **inode)
 		spin_lock(&fi->lock);
 		fi->nlookup--;
 		spin_unlock(&fi->lock);
-		smp_mb();
 		if (args->ext_held ? !still_held(fi, args) : *inode != args->ext_inode) {
 			iput(*inode);
 			*inode = NULL;

@@ -291,8 +291,9 @@ struct fuse_req *extfuse_section_own_again(struct fuse_dev *fud, u64 unique, con
 }
 
 /*
- * Before the request is sent again, with fpq->lock held. It may keep its unique, if it has been sent again
- * before: a section that has begun finds it, and must not touch what others put there now.
+ * Before the request is sent again, with fpq->lock held. It may keep its unique,
+ * if it has been sent again before: a section that has begun finds it, and must
+ * not touch what others put there now.
  */
 void extfuse_forget_sections(struct fuse_req *req)
 {

@@ -135,14 +135,11 @@ impl Kernel {
             cache.invalidate(keys);
         }
     }
-}
 
-impl Kernel {
     /// For a file system that [holds its nodes](MountOptions::holds_nodes): may it let this one go? All that
     /// was published of the node is void from here on, whatever comes of it; publish it anew if it stays.
     /// To be asked of a node that FORGET has given back as often as LOOKUP and its like have given it out,
-    /// and while no reply gives it out again.
-    /// Not to be called by the only thread that answers requests: see [`Device::has_inode`].
+    /// and while no reply gives it out again. Not to be called by the only thread that answers requests: see [`Device::has_inode`].
     ///
     /// # Errors
     ///
