@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use extfuse::abi::{self, AttrRow, EntryKey, EntryRow, NodeId, SlotKind};
+use extfuse::abi::{self, AttrRow, EntryKey, EntryRow, NodeId, SlotKind, StampsLayout};
 use extfuse::ebpf::cache::Published;
 use extfuse::ebpf::row::{self, boot_time};
 use extfuse::ebpf::stamps::Slot;
@@ -19,7 +19,9 @@ use proptest::prelude::*;
 const DIR: NodeId = NodeId::ROOT;
 const NODE: NodeId = NodeId(7);
 const ALWAYS: Validity = Validity::UntilChanged;
-const HEADER: usize = 512;
+const HEADER: usize = std::mem::offset_of!(StampsLayout, slot) / 8;
+const CLOCK: usize = std::mem::offset_of!(StampsLayout, clock) / 8;
+const DEADLINE: usize = std::mem::offset_of!(StampsLayout, deadline) / 8;
 
 fn attr(kind: FileType) -> FileAttr {
     FileAttr {
@@ -74,8 +76,8 @@ impl AsRef<[AtomicU64]> for Shared {
 
 fn shared(clock: u64) -> (Arc<Vec<AtomicU64>>, Stamps) {
     let words: Arc<Vec<_>> = Arc::new((0..HEADER + abi::SLOTS).map(|_| AtomicU64::new(0)).collect());
-    words[0].store(clock, Ordering::SeqCst);
-    words[1].store(abi::NEVER, Ordering::SeqCst);
+    words[CLOCK].store(clock, Ordering::SeqCst);
+    words[DEADLINE].store(abi::NEVER, Ordering::SeqCst);
     (words.clone(), Stamps::new(Shared(words)))
 }
 
@@ -251,7 +253,7 @@ fn changes_of_many_threads_end_in_nothing_in_flight() {
             });
         }
     });
-    let now = words[0].load(Ordering::SeqCst);
+    let now = words[CLOCK].load(Ordering::SeqCst);
     assert!(slots.iter().all(|slot| word(&words, *slot) <= now));
 }
 
