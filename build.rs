@@ -79,7 +79,8 @@ fn main() {
     skeleton("bpf/extfuse.bpf.c", "extfuse", &clang);
     object("examples/frames/gate.bpf.c", "frames_gate", &clang);
     object("examples/hide_dotfiles.bpf.c", "hide_dotfiles", &clang);
-    // Program sets for the tests; cargo has no build script for tests alone.
+    object("benches/calls/trivial/upcall.bpf.c", "upcall", &clang);
+    // Program sets for the tests; cargo has no build script for tests or benches alone.
     skeleton("tests/guest_handlers/hostile.bpf.c", "hostile", &clang);
     skeleton("tests/guest_sections/gate.bpf.c", "gate", &clang);
     object("tests/guest_gate/gate.bpf.c", "frame_gate", &clang);

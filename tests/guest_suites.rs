@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The suites that others wrote for file systems, and our own fsx, on the four that have to be alike:
-//! ext4, and the same through stock FUSE, through the module, and with handlers.
+//! ext4, and the same through stock FUSE, through the module, and with handlers. fsx on stock FUSE needs no guest:
+//! `tests/fsx`.
 
 mod common;
 #[path = "fsx/exerciser.rs"]
@@ -51,11 +52,6 @@ fn exercise(dir: &Path) {
 #[test]
 fn fsx_on_ext4() {
     exercise(ext4_folder().path());
-}
-
-#[test]
-fn fsx_on_stock_fuse() {
-    exercise(Tree::mount(STOCK).root());
 }
 
 #[test]

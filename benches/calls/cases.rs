@@ -172,7 +172,7 @@ impl Case {
                 counted.total().answered() == 0,
                 "answered without a program attached"
             ),
-            Variant::Native | Variant::Stock0 | Variant::StockInf => {}
+            Variant::Native | Variant::Stock0 | Variant::StockInf | Variant::Trivial => {}
         }
         Ok(())
     }

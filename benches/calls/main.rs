@@ -18,6 +18,7 @@ mod scale;
 mod sections;
 mod storm;
 mod tree;
+mod trivial;
 mod walk;
 mod warm;
 mod workloads;
@@ -52,6 +53,8 @@ enum Suite {
     Walk,
     /// Hits with a million cached entries against a thousand, and the memory an entry takes
     Scale,
+    /// A program on every opcode that sends everything up, against none
+    Trivial,
     /// Two readers on two processors against one, in time
     Cpus,
     /// A payload from a server to the application and back: copied, spliced, by sections
@@ -135,6 +138,14 @@ enum Action {
         #[arg(long)]
         stock: bool,
     },
+    /// The daemon of the suite `trivial`
+    #[command(hide = true)]
+    TrivialDaemon {
+        tree: PathBuf,
+        mountpoint: PathBuf,
+        #[arg(long)]
+        attach: bool,
+    },
     /// The daemon of the suite `storm`
     #[command(hide = true)]
     StormDaemon {
@@ -216,6 +227,11 @@ fn act(action: Action) -> Result<()> {
             mountpoint,
             stock,
         } => sections::daemon::run(way, &server, &mountpoint, stock),
+        Action::TrivialDaemon {
+            tree,
+            mountpoint,
+            attach,
+        } => trivial::serve(attach, &tree, &mountpoint),
         Action::StormDaemon {
             teller,
             names,
@@ -255,6 +271,7 @@ fn table(rows: &[Row], markdown: bool) -> Result<()> {
         requests::aims(rows),
         walk::aims(rows),
         scale::aims(rows),
+        trivial::aims(rows),
         sections::findings::aims(rows),
     ];
     for aim in aims.into_iter().flatten() {
@@ -311,6 +328,9 @@ fn run(suites: &[Suite], only: Only, base: PathBuf, smoke: bool) -> Result<Vec<R
     }
     if suites.contains(&Suite::Scale) {
         rows.append(&mut scale::run(&bench.base, metric)?);
+    }
+    if suites.contains(&Suite::Trivial) {
+        rows.append(&mut trivial::run(&bench.base, metric)?);
     }
     if suites.contains(&Suite::Cpus) {
         rows.append(&mut cpus::run(&bench.base, smoke)?);

@@ -26,6 +26,8 @@ pub enum Variant {
     Unattached,
     /// The module with handlers, timeouts 0.
     Handlers,
+    /// The module with programs that answer nothing, and a daemon that knows of none.
+    Trivial,
 }
 
 /// All variants, in the order of the tables.
@@ -58,13 +60,14 @@ impl Variant {
             Variant::StockInf => "stock-inf",
             Variant::Unattached => "unattached",
             Variant::Handlers => "handlers",
+            Variant::Trivial => "trivial",
         }
     }
 
-    /// What `extfuse mount` is told; nothing where nothing is mounted.
+    /// What `extfuse mount` is told; nothing where it mounts nothing.
     pub fn options(self) -> Option<&'static [&'static str]> {
         match self {
-            Variant::Native => None,
+            Variant::Native | Variant::Trivial => None,
             Variant::Stock0 => Some(&["--stock", "-o", "entry_timeout=0,attr_timeout=0"]),
             Variant::StockInf => Some(&[
                 "--stock",
@@ -95,7 +98,7 @@ impl Variant {
         match self {
             Variant::Native => None,
             Variant::Stock0 | Variant::StockInf => Some("fuse"),
-            Variant::Unattached | Variant::Handlers => Some("extfuse"),
+            Variant::Unattached | Variant::Handlers | Variant::Trivial => Some("extfuse"),
         }
     }
 }
@@ -244,6 +247,11 @@ impl Place {
         fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
         let arguments: Vec<&str> = [&["mount"], options, more].concat();
         extfuse(&arguments, &[tree, &path])?;
+        Self::mounted(variant, path)
+    }
+
+    /// What has been mounted at `path` in the way of `variant`; makes it the current directory.
+    pub fn mounted(variant: Variant, path: PathBuf) -> Result<Self> {
         let mut place = Self {
             variant,
             path,
@@ -270,6 +278,11 @@ impl Place {
         Ok(Counters(self.status()?.opcodes))
     }
 
+    /// Puts the program of the file into the place of the handler of `opcode`.
+    pub fn load_handler(&self, opcode: &str, object: &Path) -> Result<()> {
+        extfuse(&["handler", "load"], &[&self.path, Path::new(opcode), object]).map(drop)
+    }
+
     /// What was counted since `earlier` was asked, less what asking counts itself.
     pub fn counted_since(&self, earlier: &Counters) -> Result<Counters> {
         Ok(self.counters()?.since(earlier).since(&self.asking))
@@ -290,7 +303,7 @@ impl Place {
             "{name}: file system {found:?} is mounted instead of {wanted}"
         );
         let attached = self.status()?.program.is_some_and(|program| program.attached);
-        let wanted = self.variant == Variant::Handlers;
+        let wanted = matches!(self.variant, Variant::Handlers | Variant::Trivial);
         ensure!(
             attached == wanted,
             "{name}: program attached: {attached}, should be {wanted}"
