@@ -249,12 +249,8 @@ impl<W: Write> FrameWriter<W> {
 }
 
 fn write_all(inner: &mut impl Write, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
-    loop {
-        // Also takes empty ones away: a write of nothing but these would look like the end.
-        IoSlice::advance_slices(&mut slices, 0);
-        if slices.is_empty() {
-            return Ok(());
-        }
+    // The first is a header; empty ones behind it go with what is in front of them.
+    while !slices.is_empty() {
         match inner.write_vectored(slices) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(n) => IoSlice::advance_slices(&mut slices, n),
@@ -262,4 +258,5 @@ fn write_all(inner: &mut impl Write, mut slices: &mut [IoSlice<'_>]) -> io::Resu
             Err(error) => return Err(error),
         }
     }
+    Ok(())
 }
