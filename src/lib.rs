@@ -2,8 +2,9 @@
 //! FUSE file systems whose lookups, stats and reads are answered in the kernel.
 //!
 //! The parts, and which may use which: `fs` (the file systems) → [`ebpf`] (programs, maps and the
-//! cache protocol) and [`splice`] (payload between memory, files, pipes and sockets) → [`sys`] (system
-//! calls and ioctls) → [`abi`] (the numbers that all parties share).
+//! cache protocol), [`splice`] (payload between memory, files, pipes and sockets) and [`remote`] (what a
+//! client and a server say to each other) → [`sys`] (system calls and ioctls) → [`abi`] (the numbers that all
+//! parties share).
 //!
 //! A [`fuser::Filesystem`] of your own gets it by its mount call:
 //!
@@ -20,6 +21,7 @@ pub mod abi;
 pub mod control;
 pub mod ebpf;
 pub mod fs;
+pub mod remote;
 pub mod session;
 pub mod splice;
 mod sync;
