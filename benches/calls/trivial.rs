@@ -177,8 +177,8 @@ fn load_everywhere(place: &Place, object: &Path) -> Result<()> {
         .try_for_each(|opcode| place.load_handler(opcode, object))
 }
 
-/// All cases, both variants in turn: what a round trip costs moves between two mounts by more than a
-/// program does.
+/// All cases, both variants in turn, and of each the least: what a round trip costs moves between two mounts by
+/// more than a program does, when the scheduler takes another turn.
 pub fn run(base: &Path, metric: &str) -> Result<Vec<Row>> {
     let tree = base.join("trivial");
     tree::make(&tree, 0)?;
@@ -214,11 +214,13 @@ pub fn run(base: &Path, metric: &str) -> Result<Vec<Row>> {
         value: cost.round(),
     };
     Ok(costs
-        .iter_mut()
+        .iter()
         .zip(CASES)
         .flat_map(|(costs, (case, _))| {
-            let labelled = costs.iter_mut().zip(VARIANTS);
-            labelled.map(move |(costs, (_, label))| row(*case, label, measure::median(costs)))
+            let labelled = costs.iter().zip(VARIANTS);
+            labelled.map(move |(costs, (_, label))| {
+                row(*case, label, costs.iter().copied().fold(f64::MAX, f64::min))
+            })
         })
         .collect())
 }
