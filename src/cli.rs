@@ -6,6 +6,8 @@ mod daemon;
 mod doctor;
 mod handler;
 mod mount;
+mod remote;
+mod serve;
 mod stat;
 mod umount;
 
@@ -34,7 +36,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Mount(mount::Mount),
+    Mount(Box<mount::Mount>),
+    Serve(serve::Serve),
     Umount(umount::Umount),
     Stat(stat::Stat),
     Handler(handler::Handler),
@@ -64,6 +67,7 @@ pub fn run() -> ExitCode {
     };
     let result = start_log(cli.log).and_then(|()| match cli.command {
         Command::Mount(command) => command.run(),
+        Command::Serve(command) => command.run(),
         Command::Umount(command) => command.run(),
         Command::Stat(command) => command.run(),
         Command::Handler(command) => command.run(),

@@ -1,4 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A directory of another machine: what its server and those who mount it say to each other.
+//! A directory of another machine: what its server and those who mount it say to each other ([`wire`]), and
+//! both of them ([`server`], [`client`]).
 
+pub mod address;
+pub mod client;
+mod greeting;
+pub mod server;
 pub mod wire;
+
+pub use self::address::{Address, Stream};

@@ -6,17 +6,22 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use clap::Args;
 use extfuse::session::{
     MountOptions, Outcome, Session, Supervisor, Unmounter, parse_seconds, unmount_on_signals,
 };
+use fuser::Filesystem;
 use nix::unistd::chdir;
 
 use super::daemon::{Herald, Launched, launch};
+use super::remote::{self, How, Line, Source};
 use super::{Failure, complain};
 
-/// Mount a directory somewhere else, through extfuse.
+/// Mount a directory somewhere else, or what a server has, through extfuse.
+///
+/// A server's directory is extfuse://HOST:PORT/NAME, without NAME the one that it serves without a name, or
+/// extfuse+unix:SOCKET. Whatever is asked of it is asked of the server: nothing is kept here.
 ///
 /// Without the extfuse module, or without privilege, it is mounted through stock FUSE, with a
 /// warning. The mount ends with `extfuse umount`, umount(8), or a signal (SIGINT, SIGTERM, SIGHUP)
@@ -25,7 +30,7 @@ use super::{Failure, complain};
 #[derive(Debug, Args)]
 #[command(after_help = OPTIONS)]
 pub struct Mount {
-    /// The directory to serve
+    /// The directory to serve: a path, or extfuse://HOST:PORT/NAME
     source: PathBuf,
     /// Where to mount it
     mountpoint: PathBuf,
@@ -53,6 +58,8 @@ pub struct Mount {
     /// All changes to SOURCE come through this mount: answers hold until then
     #[arg(long)]
     exclusive: bool,
+    #[command(flatten)]
+    line: Line,
 }
 
 const OPTIONS: &str = "\
@@ -73,20 +80,36 @@ Mount options:
   ttl=SECONDS, exclusive     as the options above
   entries=N                  rows in each of the handlers' maps";
 
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     parse_seconds(text).ok_or_else(|| "a number of seconds expected".into())
 }
 
 impl Mount {
     pub fn run(self) -> Result<ExitCode, Failure> {
         let options = self.options().map_err(Failure::Usage)?;
+        let server = Source::parse(self.source.as_os_str()).map_err(Failure::Usage)?;
+        if let Some(source) = &server {
+            self.check(source, &options).map_err(Failure::Usage)?;
+        } else if self.line.is_given() {
+            let error = anyhow!(
+                "{} is on no server: for extfuse://HOST:PORT only",
+                self.source.display()
+            );
+            return Err(Failure::Usage(error));
+        }
         if self.foreground {
-            return self.serve(options, None);
+            return self.serve(options, server, None);
         }
         match launch()? {
             Launched::Command(result) => result,
-            Launched::Daemon(herald) => self.serve(options, Some(herald)),
+            Launched::Daemon(herald) => self.serve(options, server, Some(herald)),
         }
+    }
+
+    /// That what was said goes with a server.
+    fn check(&self, source: &Source, options: &MountOptions) -> anyhow::Result<()> {
+        ensure!(!self.no_handlers, "--no-handlers is not for what a server has");
+        source.check(&self.line, options)
     }
 
     fn options(&self) -> anyhow::Result<MountOptions> {
@@ -101,10 +124,19 @@ impl Mount {
     }
 
     /// Mounts and serves. In the background errors go to the command while it listens.
-    fn serve(self, options: MountOptions, herald: Option<Herald>) -> Result<ExitCode, Failure> {
+    fn serve(
+        self,
+        options: MountOptions,
+        server: Option<Source>,
+        herald: Option<Herald>,
+    ) -> Result<ExitCode, Failure> {
         let alone = herald.as_ref().map_or(Ok(()), Herald::leave_terminal);
-        let session = match alone.and_then(|()| self.mount(options)) {
-            Ok(session) => session,
+        let mounted = alone.and_then(|()| match server {
+            Some(source) => self.mount_remote(source, options),
+            None => self.mount(options),
+        });
+        let serve = match mounted {
+            Ok(serve) => serve,
             Err(error) => {
                 let Some(herald) = herald else {
                     return Err(error.into());
@@ -116,13 +148,25 @@ impl Mount {
         if let Some(herald) = herald {
             herald.ready()?;
         }
-        session.serve()?;
+        serve()?;
         Ok(ExitCode::SUCCESS)
     }
 
-    fn mount(self, options: MountOptions) -> anyhow::Result<Session> {
-        // Before there is anything that it must not inherit.
-        let supervisor = Supervisor::start().context("cannot start the watch over the daemon")?;
+    fn mount_remote(self, source: Source, options: MountOptions) -> anyhow::Result<Serve> {
+        let supervisor = watch()?;
+        let how = How {
+            mountpoint: self.mountpoint,
+            fsname: self.source.into(),
+            options,
+            stock: self.stock,
+            require_module: self.require_module,
+            threads: self.threads,
+        };
+        ready(remote::mount(source, &self.line, how, supervisor)?)
+    }
+
+    fn mount(self, options: MountOptions) -> anyhow::Result<Serve> {
+        let supervisor = watch()?;
         let mut builder = Session::builder(self.source, self.mountpoint)
             .options(options)
             .stock(self.stock)
@@ -132,15 +176,27 @@ impl Mount {
         if let Some(threads) = self.threads {
             builder = builder.threads(threads.into());
         }
-        let session = builder.mount()?;
-        for warning in session.warnings() {
-            eprintln!("extfuse: warning: {warning}");
-        }
-        end_on_signals(session.unmounter())?;
-        // Not to be what keeps another file system from being unmounted.
-        chdir("/")?;
-        Ok(session)
+        ready(builder.mount()?)
     }
+}
+
+/// Serves what is mounted, until it is not any more.
+type Serve = Box<dyn FnOnce() -> anyhow::Result<()>>;
+
+/// Before there is anything that it must not inherit.
+fn watch() -> anyhow::Result<Supervisor> {
+    Supervisor::start().context("cannot start the watch over the daemon")
+}
+
+/// All that there is to do before a mount is served.
+fn ready<FS: Filesystem + 'static>(session: Session<FS>) -> anyhow::Result<Serve> {
+    for warning in session.warnings() {
+        eprintln!("extfuse: warning: {warning}");
+    }
+    end_on_signals(session.unmounter())?;
+    // Not to be what keeps another file system from being unmounted.
+    chdir("/")?;
+    Ok(Box::new(|| Ok(session.serve()?)))
 }
 
 /// See the help of the command for what the signals do.

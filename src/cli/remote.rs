@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The part of `extfuse mount` that is for what a server has.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, ensure};
+use clap::Args;
+use extfuse::remote::Address;
+use extfuse::remote::client::{Connection, Remote, Target};
+use extfuse::remote::wire::Export;
+use extfuse::session::author::mount_supervised;
+use extfuse::session::{self, Session, Supervisor};
+
+use super::serve::{check_line, token};
+
+/// How a server is reached.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Of a server (extfuse://)")]
+pub struct Line {
+    /// The token that the server wants, which proves, too, that it is the server
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Go beyond this machine though nothing is encrypted
+    #[arg(long)]
+    insecure: bool,
+    /// How long an answer may take; then everybody gets errors. Default: 30
+    #[arg(long, value_name = "SECONDS", value_parser = super::mount::seconds)]
+    timeout: Option<Duration>,
+}
+
+/// What a server has, as `extfuse mount` is told it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    address: Address,
+    export: Export,
+}
+
+impl Source {
+    /// The server's directory that `source` names; none if it is a path.
+    pub fn parse(source: &OsStr) -> anyhow::Result<Option<Self>> {
+        let bytes = source.as_bytes();
+        let (address, export) = if let Some(rest) = bytes.strip_prefix(b"extfuse://") {
+            let end = rest.iter().position(|byte| *byte == b'/').unwrap_or(rest.len());
+            let (address, path) = rest.split_at(end);
+            let address = std::str::from_utf8(address)?.parse();
+            (address, path.strip_prefix(b"/").unwrap_or_default())
+        } else if let Some(rest) = bytes.strip_prefix(b"extfuse+unix:") {
+            let path = OsStr::from_bytes(rest);
+            ensure!(!path.is_empty(), "{} names no socket", source.display());
+            (Ok(Address::Unix(path.into())), &b""[..])
+        } else {
+            return Ok(None);
+        };
+        let address = address.map_err(|error| anyhow!("{}: {error}", source.display()))?;
+        let export = Export::new(export).with_context(|| source.display().to_string())?;
+        Ok(Some(Self { address, export }))
+    }
+}
+
+impl Line {
+    /// Whether anything was said that only matters for a server.
+    pub fn is_given(&self) -> bool {
+        self.token_file.is_some() || self.insecure || self.timeout.is_some()
+    }
+}
+
+/// What else `extfuse mount` was told.
+#[derive(Debug)]
+pub struct How {
+    pub mountpoint: PathBuf,
+    pub fsname: std::ffi::OsString,
+    pub options: session::MountOptions,
+    pub stock: bool,
+    pub require_module: bool,
+    pub threads: Option<u16>,
+}
+
+impl Source {
+    /// That what was said goes with a server, and with this one.
+    pub fn check(&self, line: &Line, options: &session::MountOptions) -> anyhow::Result<()> {
+        let only_here = session::MountOptions {
+            read_only: options.read_only,
+            allow_other: options.allow_other,
+            fsname: options.fsname.clone(),
+            subtype: options.subtype.clone(),
+            max_read: options.max_read,
+            ..session::MountOptions::default()
+        };
+        ensure!(
+            *options == only_here,
+            "of the mount options only ro, allow_other, fsname, subtype and max_read are for what a server has"
+        );
+        check_line(&self.address, line.insecure)
+    }
+}
+
+/// Connects, and mounts what the server has.
+pub fn mount(
+    source: Source,
+    line: &Line,
+    how: How,
+    supervisor: Supervisor,
+) -> anyhow::Result<Session<Remote>> {
+    let options = how.options;
+    let target = Target {
+        address: source.address,
+        export: source.export,
+        token: line.token_file.as_deref().map(token).transpose()?,
+        timeout: line.timeout.unwrap_or(Duration::from_secs(30)),
+    };
+    let connection = Connection::open(&target)?;
+    let options = extfuse::MountOptions {
+        fsname: options.fsname.unwrap_or(how.fsname),
+        subtype: options.subtype,
+        stock: how.stock,
+        require_module: how.require_module,
+        allow_other: options.allow_other,
+        read_only: options.read_only || connection.is_read_only(),
+        max_read: options.max_read,
+        threads: how.threads.map_or(8, usize::from),
+        ..extfuse::MountOptions::default()
+    };
+    Ok(mount_supervised(
+        how.mountpoint,
+        &options,
+        Some(supervisor),
+        |_| Remote::new(connection),
+    )?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_is_a_path_unless_it_says_otherwise() {
+        let parse = |source: &str| Source::parse(OsStr::new(source));
+        let server = |address: &str, export: &str| {
+            Some(Source {
+                address: address.parse().unwrap(),
+                export: Export::new(export).unwrap(),
+            })
+        };
+        assert_eq!(parse("/srv/data").unwrap(), None);
+        assert_eq!(parse("srv:1/extfuse://").unwrap(), None);
+        assert_eq!(parse("extfuse://host:99").unwrap(), server("host:99", ""));
+        assert_eq!(parse("extfuse://host:99/").unwrap(), server("host:99", ""));
+        assert_eq!(
+            parse("extfuse://[::1]:99/a/b").unwrap(),
+            server("[::1]:99", "a/b")
+        );
+        assert_eq!(parse("extfuse+unix:/run/s").unwrap(), server("unix:/run/s", ""));
+        for wrong in ["extfuse://", "extfuse://host", "extfuse:///x", "extfuse+unix:"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}

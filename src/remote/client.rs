@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The end that mounts the directory: [`Connection`] asks, and [`Remote`] is what the kernel sees of it.
+
+mod connection;
+mod filesystem;
+mod greeting;
+mod keeper;
+
+pub use self::connection::{About, Answer, Connection};
+pub use self::filesystem::Remote;
+pub use self::greeting::{ConnectError, Target};

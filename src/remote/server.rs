@@ -1,0 +1,340 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The one that has the directory.
+//!
+//! Each connection is a session of its own: a [`Stack`] over the export, whose nodes and handles go with it, a
+//! thread that takes requests off the stream, and a few that answer them, in any order. What a client can
+//! make the server hold is bounded: connections, requests in flight, bytes and time before it has proved that
+//! it has the token, time that it does not read or says nothing.
+//!
+//! Who may do what: as with a local mount, permissions are checked by the kernel that an application runs on, the
+//! client's; the server does what it is asked with its own rights, and gives what is made to the user who is named.
+//! So whoever has the token may do in the export whatever the server's user may, and nothing outside of it: a
+//! request names a node that it was given before, or one component below it, and no link is followed.
+
+mod answers;
+mod greeting;
+mod listener;
+mod session;
+
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use parking_lot::{Condvar, Mutex};
+
+use self::listener::Listener;
+use super::wire::auth::Token;
+use super::wire::{Export as ExportName, Sizes};
+use super::{Address, Stream};
+use crate::fs::{Stack, StackError, StackOptions};
+
+/// How soon an accept that failed for want of descriptors or memory is tried again.
+const BREATH: Duration = Duration::from_millis(100);
+
+/// A directory that is served.
+#[derive(Clone, Debug)]
+pub struct Export {
+    /// What clients call it; the empty name is the one that they get who name none.
+    pub name: ExportName,
+    /// Where it is.
+    pub directory: PathBuf,
+    /// Refuse every change.
+    pub read_only: bool,
+}
+
+impl Export {
+    fn stack(&self) -> Result<Stack, StackError> {
+        let options = StackOptions {
+            passthrough: false,
+            read_only: self.read_only,
+            ..StackOptions::default()
+        };
+        Stack::new(&self.directory, options)
+    }
+}
+
+/// How they are served.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What a client has to prove that it has. None: everybody is served.
+    pub token: Option<Token>,
+    /// Headers and footers are at least as large.
+    pub sizes: Sizes,
+    /// How long a connection may say nothing before it is closed.
+    pub lease: Duration,
+    /// How long a client may take until it is served, all in all.
+    pub greeting: Duration,
+    /// How long a client may take to read a reply.
+    pub sending: Duration,
+    /// Connections that are served at the same time; further ones are closed at once.
+    pub connections: usize,
+    /// Connections that are not served yet at the same time; for a further one the oldest is closed.
+    pub strangers: usize,
+    /// Threads that answer the requests of a connection; at least one.
+    pub threads: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            token: None,
+            sizes: Sizes::default(),
+            lease: Duration::from_secs(60),
+            greeting: Duration::from_secs(10),
+            sending: Duration::from_secs(30),
+            connections: 1024,
+            strangers: 256,
+            threads: 4,
+        }
+    }
+}
+
+/// Why nothing is served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// An export cannot be served.
+    #[error(transparent)]
+    Export(#[from] StackError),
+    /// Two exports have the same name.
+    #[error("two exports are called {0:?}")]
+    Twice(ExportName),
+    /// Nobody can connect there.
+    #[error("cannot listen on {address}: {error}")]
+    Listen {
+        /// Where.
+        address: Address,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The system does not let us wait for clients.
+    #[error("cannot wait for clients: {0}")]
+    Wait(#[from] io::Error),
+}
+
+/// Exports that are about to be served.
+#[derive(Debug)]
+pub struct Server {
+    listener: Listener,
+    /// Readable at its end: to stop.
+    stop: UnixStream,
+    stopper: Stopper,
+    shared: Arc<Shared>,
+}
+
+/// Stops a server.
+#[derive(Clone, Debug)]
+pub struct Stopper(Arc<UnixStream>);
+
+impl Stopper {
+    /// Ends [`Server::serve`]: no more clients, and those that there are get no more answers.
+    pub fn stop(&self) {
+        // It fails only if the server is gone.
+        let _ = self.0.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+/// What connections share.
+#[derive(Debug)]
+struct Shared {
+    exports: Vec<Export>,
+    options: Options,
+    live: Mutex<Live>,
+    ended: Condvar,
+}
+
+/// Connections. The lock is held for moments, and no other is taken meanwhile.
+#[derive(Debug, Default)]
+struct Live {
+    next: u64,
+    streams: HashMap<u64, Arc<Stream>>,
+    /// Those that are not served yet, the oldest first.
+    strangers: BTreeSet<u64>,
+}
+
+/// A connection's place among those that there are, until it is dropped.
+#[derive(Debug)]
+struct Place {
+    shared: Arc<Shared>,
+    number: u64,
+}
+
+impl Place {
+    /// None if too many are served.
+    fn take(shared: &Arc<Shared>, stream: &Arc<Stream>) -> Option<Self> {
+        let mut live = shared.live.lock();
+        let options = &shared.options;
+        if live.streams.len() - live.strangers.len() >= options.connections {
+            return None;
+        }
+        // Whoever says nothing must not keep others out: it makes room, and its thread ends.
+        if live.strangers.len() >= options.strangers
+            && let Some(oldest) = live.strangers.pop_first()
+            && let Some(stream) = live.streams.get(&oldest)
+        {
+            let _ = stream.shutdown();
+        }
+        let number = live.next;
+        live.next += 1;
+        live.strangers.insert(number);
+        live.streams.insert(number, Arc::clone(stream));
+        Some(Self {
+            shared: Arc::clone(shared),
+            number,
+        })
+    }
+
+    /// The client is one that is served.
+    fn is_known(&self) {
+        self.shared.live.lock().strangers.remove(&self.number);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut live = self.shared.live.lock();
+        live.strangers.remove(&self.number);
+        live.streams.remove(&self.number);
+        drop(live);
+        self.shared.ended.notify_all();
+    }
+}
+
+impl Server {
+    /// Listens at `address`. Whoever connects waits for [`serve`](Self::serve).
+    ///
+    /// # Errors
+    /// If an export is no directory, or nobody can connect there.
+    pub fn bind(address: &Address, exports: Vec<Export>, options: Options) -> Result<Self, ServerError> {
+        for (i, export) in exports.iter().enumerate() {
+            if exports[..i].iter().any(|other| other.name == export.name) {
+                return Err(ServerError::Twice(export.name.clone()));
+            }
+            // To be told now, not to the first client.
+            export.stack()?;
+        }
+        let listener = Listener::bind(address).map_err(|error| ServerError::Listen {
+            address: address.clone(),
+            error,
+        })?;
+        let (stop, stopper) = UnixStream::pair()?;
+        Ok(Self {
+            listener,
+            stop,
+            stopper: Stopper(Arc::new(stopper)),
+            shared: Arc::new(Shared {
+                exports,
+                options,
+                live: Mutex::default(),
+                ended: Condvar::new(),
+            }),
+        })
+    }
+
+    /// Where clients connect: with the port that the system has chosen, if it was told to choose.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn address(&self) -> io::Result<Address> {
+        self.listener.address()
+    }
+
+    /// To end it with, from elsewhere.
+    #[must_use]
+    pub fn stopper(&self) -> Stopper {
+        self.stopper.clone()
+    }
+
+    /// Serves, until it is [stopped](Stopper). All connections are closed then, and requests that had begun are
+    /// done; a disk that does not answer keeps nobody for longer than [`Options::sending`].
+    ///
+    /// # Errors
+    /// If waiting for clients is impossible.
+    pub fn serve(self) -> Result<(), ServerError> {
+        let end = self.accept();
+        let deadline = Instant::now() + self.shared.options.sending;
+        let mut live = self.shared.live.lock();
+        for stream in live.streams.values() {
+            // One that is closed already has no need of it.
+            let _ = stream.shutdown();
+        }
+        while !live.streams.is_empty() {
+            if self.shared.ended.wait_until(&mut live, deadline).timed_out() {
+                tracing::warn!("{} connections have not ended", live.streams.len());
+                break;
+            }
+        }
+        end
+    }
+
+    fn accept(&self) -> Result<(), ServerError> {
+        loop {
+            let ready = PollFlags::POLLIN;
+            let mut fds = [
+                PollFd::new(self.listener.as_fd(), ready),
+                PollFd::new(self.stop.as_fd(), ready),
+            ];
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(io::Error::from(errno).into()),
+            }
+            let has = |i: usize| {
+                let events = fds.get(i).and_then(|fd: &PollFd<'_>| fd.revents());
+                events.is_some_and(|events| !events.is_empty())
+            };
+            if has(1) {
+                return Ok(());
+            }
+            if !has(0) {
+                continue;
+            }
+            match self.listener.accept() {
+                Ok(Some(stream)) => self.begin(stream),
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!("cannot take a connection: {error}");
+                    thread::sleep(BREATH);
+                }
+            }
+        }
+    }
+
+    fn begin(&self, stream: Stream) {
+        let stream = Arc::new(stream);
+        let Some(place) = Place::take(&self.shared, &stream) else {
+            tracing::warn!("a connection was closed: there are too many");
+            return;
+        };
+        let thread = thread::Builder::new().name("extfuse-client".into());
+        // A place that is dropped with the thread that was not made is free again.
+        if let Err(error) = thread.spawn(move || converse(place, &stream)) {
+            tracing::warn!("a connection was closed: {error}");
+        }
+    }
+}
+
+/// A connection, from its first frame to its last.
+fn converse(place: Place, stream: &Stream) {
+    let shared = Arc::clone(&place.shared);
+    match greeting::greet(&shared, stream) {
+        Ok(Some(greeted)) => {
+            place.is_known();
+            session::serve(&shared.options, greeted, stream);
+        }
+        Ok(None) => {}
+        Err(error) => tracing::info!("a client is not served: {error}"),
+    }
+    // A client that waits is told, though its own requests may still hold the stream.
+    let _ = stream.shutdown();
+}
+
+/// Which export that is.
+fn find<'e>(exports: &'e [Export], name: &ExportName) -> Option<&'e Export> {
+    exports.iter().find(|export| export.name == *name)
+}

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! HELLO and AUTHENTICATE: what is said before anything is served.
+
+use std::io;
+
+use blake3::Hash;
+use nix::errno::Errno;
+
+use super::{Export, Shared, find};
+use crate::fs::{Stack, StackError};
+use crate::remote::Stream;
+use crate::remote::greeting::{Until, VERSIONS, random};
+use crate::remote::wire::auth::{Greeting, Token, proof};
+use crate::remote::wire::message::{Hello, HelloReply, Proof, SessionId};
+use crate::remote::wire::{
+    FrameReader, FrameWriter, Header, Kind, Reply, Request, SessionKey, Side, Sizes, VERSION, WireError,
+};
+
+/// Why a client is not served.
+#[derive(Debug, thiserror::Error)]
+pub enum Unwelcome {
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error("{0:?} is no way to begin")]
+    Kind(Kind),
+    #[error("it speaks no version of the protocol that we do")]
+    Version,
+    #[error("there is no export of that name")]
+    Export,
+    #[error(transparent)]
+    Directory(#[from] StackError),
+    #[error("it does not have the token")]
+    Token,
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// What was agreed on.
+#[derive(Debug)]
+pub struct Greeted {
+    pub stack: Stack,
+    pub sizes: Sizes,
+    pub key: Option<SessionKey>,
+}
+
+/// A request, between its header and its payload.
+type Said<'b> = (Header, Request<'b>, &'b [u8]);
+
+/// The next frame, which has to be of that kind. Nothing else is even read to its end.
+fn expect<'b>(
+    reader: &mut FrameReader<Until<'_>>,
+    kind: Kind,
+    buffer: &'b mut Vec<u8>,
+) -> Result<Option<Said<'b>>, Unwelcome> {
+    let Some(arriving) = reader.read_header()? else {
+        return Ok(None);
+    };
+    if arriving.header().kind != kind {
+        return Err(Unwelcome::Kind(arriving.header().kind));
+    }
+    let frame = arriving.read(buffer)?;
+    Ok(Some((
+        frame.header,
+        Request::decode(&frame.header, frame.payload)?,
+        frame.payload,
+    )))
+}
+
+/// Greets a client. None if it has gone again.
+pub fn greet(shared: &Shared, stream: &Stream) -> Result<Option<Greeted>, Unwelcome> {
+    let options = &shared.options;
+    let until = Until::after(stream, options.greeting);
+    let mut reader = FrameReader::new(until, Side::Client);
+    let mut writer = FrameWriter::new(until, Side::Server);
+    let (mut hello_bytes, mut proof_bytes) = (Vec::new(), Vec::new());
+    let Some((header, Request::Hello(hello), hello_payload)) =
+        expect(&mut reader, Kind::Hello, &mut hello_bytes)?
+    else {
+        return Ok(None);
+    };
+    let export = match check(&shared.exports, &hello) {
+        Ok(export) => export,
+        Err((errno, unwelcome)) => {
+            refuse(&mut writer, &header, errno)?;
+            return Err(unwelcome);
+        }
+    };
+    let stack = match export.stack() {
+        Ok(stack) => stack,
+        Err(error) => {
+            refuse(&mut writer, &header, error.errno())?;
+            return Err(error.into());
+        }
+    };
+    let [id, nonce] = [random()?, random()?];
+    let mut session = SessionId([0; 16]);
+    session.0.copy_from_slice(&id[..16]);
+    let sizes = hello.sizes.or_larger(options.sizes);
+    let reply = Reply::Hello(HelloReply {
+        version: VERSION,
+        sizes,
+        nonce,
+        token: options.token.is_some(),
+        session,
+        lease_ms: options.lease.as_millis().try_into().unwrap_or(u32::MAX),
+        read_only: export.read_only,
+    });
+    let reply_payload = reply.payload()?;
+    let said = Greeting::new(hello.nonce, nonce, hello_payload, &reply_payload);
+    writer.write_frame(&header.reply(), 0, &[&reply_payload])?;
+    reader.set_sizes(sizes);
+    writer.set_sizes(sizes);
+    let Some(token) = &options.token else {
+        return Ok(Some(Greeted {
+            stack,
+            sizes,
+            key: None,
+        }));
+    };
+    let Some((header, Request::Authenticate(theirs), _)) =
+        expect(&mut reader, Kind::Authenticate, &mut proof_bytes)?
+    else {
+        return Ok(None);
+    };
+    let key = authenticate(token, &said, theirs);
+    match &key {
+        Some(_) => {
+            let ours = Reply::Authenticate(Proof(proof(token, Side::Server, &said).into()));
+            writer.write_frame(&header.reply(), 0, &[&ours.payload()?])?;
+            Ok(Some(Greeted { stack, sizes, key }))
+        }
+        None => {
+            refuse(&mut writer, &header, Errno::EACCES)?;
+            Err(Unwelcome::Token)
+        }
+    }
+}
+
+fn check<'e>(exports: &'e [Export], hello: &Hello) -> Result<&'e Export, (Errno, Unwelcome)> {
+    if hello.versions.agree(VERSIONS).is_none() {
+        return Err((Errno::EPROTONOSUPPORT, Unwelcome::Version));
+    }
+    find(exports, &hello.export).ok_or((Errno::ENOENT, Unwelcome::Export))
+}
+
+/// The key of the session, if the proof is one.
+fn authenticate(token: &Token, said: &Greeting, theirs: Proof) -> Option<SessionKey> {
+    // Hashes are compared in constant time.
+    (proof(token, Side::Client, said) == Hash::from(theirs.0)).then(|| SessionKey::new(token, said))
+}
+
+fn refuse(writer: &mut FrameWriter<Until<'_>>, to: &Header, errno: Errno) -> Result<(), WireError> {
+    let header = Header {
+        status: errno as u32,
+        ..to.reply()
+    };
+    writer.write_frame(&header, 0, &[])
+}
