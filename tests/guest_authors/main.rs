@@ -429,7 +429,7 @@ fn nodes_go_under_the_eyes_of_readers() {
                         drop(file);
                         looks += 1;
                         // Time in which nobody has it open; now and then enough for a machine with other things to do.
-                        thread::sleep(Duration::from_millis(if looks % 32 == 0 {
+                        thread::sleep(Duration::from_millis(if looks.is_multiple_of(32) {
                             50
                         } else {
                             looks % 4
