@@ -57,9 +57,12 @@ impl Served {
         }
     }
 
-    /// On a port of this machine.
+    /// On a port of this machine; without a token for whoever connects.
     fn tcp(directory: &Path, more: &[&str]) -> Self {
-        let arguments = [&["--listen", "127.0.0.1:0"], more, &[text(directory)]].concat();
+        let mut arguments = [&["--listen", "127.0.0.1:0"], more, &[text(directory)]].concat();
+        if !more.contains(&"--token-file") {
+            arguments.push("--insecure");
+        }
         Self::start(&arguments)
     }
 
@@ -330,7 +333,7 @@ fn over_a_socket_of_this_machine_and_with_names() {
     drop(Served::start(&["--listen", &listen, &second]));
 
     let first = format!("one={}", scratch.source().display());
-    let served = Served::start(&["--listen", "localhost:0", &first, &second]);
+    let served = Served::start(&["--insecure", "--listen", "localhost:0", &first, &second]);
     let mounted = mount(&format!("{}/two", served.url()), &scratch, &[]);
     assert_eq!(fs::read(mounted.join("other")).unwrap(), b"2");
     drop(mounted);
@@ -385,6 +388,9 @@ fn beyond_this_machine_only_if_that_is_meant() {
     let (source, mountpoint) = (scratch.source(), scratch.mountpoint());
     let serve = extfuse(&["serve", "--listen", "0.0.0.0:0", text(&source)]);
     assert!(one_line(2, &serve).contains("--insecure"));
+    // Not even to every user of this machine.
+    let serve = extfuse(&["serve", "--listen", "127.0.0.1:0", text(&source)]);
+    assert!(one_line(2, &serve).contains("--token-file"));
     let mount = extfuse(&["mount", "extfuse://192.0.2.1:9", text(&mountpoint)]);
     assert!(one_line(2, &mount).contains("--insecure"));
     for wrong in [
@@ -402,7 +408,7 @@ fn beyond_this_machine_only_if_that_is_meant() {
     ] {
         one_line(2, &extfuse(wrong));
     }
-    let missing = extfuse(&["serve", "--listen", "127.0.0.1:0", "/nonexistent"]);
+    let missing = extfuse(&["serve", "--insecure", "--listen", "127.0.0.1:0", "/nonexistent"]);
     assert!(one_line(1, &missing).contains("/nonexistent"));
     let nobody = extfuse(&["mount", "--stock", "extfuse://127.0.0.1:1", text(&mountpoint)]);
     assert!(one_line(1, &nobody).contains("127.0.0.1:1"));

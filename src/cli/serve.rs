@@ -29,10 +29,11 @@ pub struct Serve {
     /// Where clients connect: HOST:PORT (port 0: any), or unix:PATH
     #[arg(long, value_name = "ADDRESS")]
     listen: Address,
-    /// Serve only those who have the same token: the file's bytes, 16 or more; 32 random ones are good
+    /// Serve only those who have the same token: the file's bytes, 16 or more; 32 random ones are good.
+    /// Not needed on a socket unix:PATH, where those are served who may write to it
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Serve everybody, and in the clear, beyond this machine too
+    /// Serve whoever connects, without a token too, and in the clear beyond this machine
     #[arg(long)]
     insecure: bool,
     /// Refuse every change
@@ -61,7 +62,9 @@ pub fn check_line(address: &Address, insecure: bool) -> anyhow::Result<()> {
 
 impl Serve {
     pub fn run(self) -> Result<ExitCode, Failure> {
-        check_line(&self.listen, self.insecure).map_err(Failure::Usage)?;
+        check_line(&self.listen, self.insecure)
+            .and_then(|()| self.check_clients())
+            .map_err(Failure::Usage)?;
         let exports = self.directories.iter().map(|given| self.export(given));
         let exports = exports
             .collect::<anyhow::Result<Vec<_>>>()
@@ -79,6 +82,16 @@ impl Serve {
         say(&format!("extfuse: serving on {}\n", server.address()?))?;
         server.serve()?;
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// Every user of this machine can connect to a port of it, and would get this process's rights.
+    fn check_clients(&self) -> anyhow::Result<()> {
+        ensure!(
+            self.insecure || self.token_file.is_some() || matches!(self.listen, Address::Unix(_)),
+            "whoever connects to {} would be served: give --token-file, listen on unix:PATH, or say --insecure",
+            self.listen
+        );
+        Ok(())
     }
 
     /// An `=` behind a `/` belongs to a path.
