@@ -95,6 +95,8 @@ struct Waiting {
 struct Calls {
     next: u64,
     waiting: HashMap<u64, Waiting>,
+    /// When the server has last said something.
+    heard: Instant,
     /// No reply comes any more: nobody may begin to wait.
     broken: bool,
 }
@@ -104,6 +106,21 @@ struct Writer {
     frames: FrameWriter<Stream>,
     /// When the last frame went out.
     last: Instant,
+}
+
+/// Whether a server that is well may take longer for this than any timeout: it waits for a disk to write, or moves as
+/// many bytes as there are.
+fn takes_its_time(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Fsync
+            | Kind::Fsyncdir
+            | Kind::Flush
+            | Kind::Release
+            | Kind::Setattr
+            | Kind::Fallocate
+            | Kind::CopyFileRange
+    )
 }
 
 /// What the connection and its two threads have in common.
@@ -212,11 +229,22 @@ impl Shared {
     }
 
     fn call(&self, about: &About, request: &Request<'_>, timeout: Duration) -> Result<Answer, Errno> {
-        let answer = match self.send(about, request)?.recv_timeout(timeout) {
-            Ok(answer) => answer,
-            Err(RecvTimeoutError::Disconnected) => return Err(Errno::EIO),
-            Err(RecvTimeoutError::Timeout) => {
-                let kind = request.kind();
+        let (kind, receiver) = (request.kind(), self.send(about, request)?);
+        let mut left = timeout;
+        let answer = loop {
+            match receiver.recv_timeout(left) {
+                Ok(answer) => break answer,
+                Err(RecvTimeoutError::Disconnected) => return Err(Errno::EIO),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            // The disk may have to write all that there is. That the server is there, its other answers tell:
+            // to a PING, if nothing else is asked.
+            let silent = self.calls.lock().heard.elapsed();
+            left = match takes_its_time(kind) {
+                true => timeout.saturating_sub(silent),
+                false => Duration::ZERO,
+            };
+            if left.is_zero() {
                 self.fail(&Break::Silent { kind, timeout });
                 return Err(Errno::ETIMEDOUT);
             }
@@ -239,6 +267,7 @@ impl Shared {
     /// Hands a frame to whoever waits for it.
     fn dispatch(&self, answer: Answer) -> Result<(), Break> {
         let header = &answer.header;
+        self.calls.lock().heard = Instant::now();
         if !header.is_reply() {
             // The server sends no other request. What it names does not matter as long as nothing is kept.
             return match header.kind {
@@ -286,9 +315,10 @@ impl Shared {
 /// the way, and does not wait for those of others.
 ///
 /// When the connection breaks, everybody who waits gets `EIO` at once, and everybody who calls later: it is
-/// not made again. A server that owes a reply for longer than the target's timeout counts as dead, and so
-/// does one that leaves a PING unanswered, which is sent when nothing else was for a third of the session's
-/// lease. Nothing is kept of what the server says, so what it INVALIDATEs is given up at once.
+/// not made again. A server that owes a reply for longer than the target's timeout counts as dead, unless it is
+/// one that a disk may take its time for (FSYNC and the like) and the server says something else meanwhile; so
+/// does one that leaves a PING unanswered, which is sent when nothing else was for a third of that timeout, or of
+/// the session's lease. Nothing is kept of what the server says, so what it INVALIDATEs is given up at once.
 ///
 /// Dropping it says GOODBYE, waits a second at most, and ends its two threads.
 #[derive(Debug)]
@@ -336,6 +366,7 @@ impl Connection {
             calls: Mutex::new(Calls {
                 next: FIRST,
                 waiting: HashMap::new(),
+                heard: Instant::now(),
                 broken: false,
             }),
             duties: Duties::default(),

@@ -52,6 +52,9 @@ const GENERATION: Generation = Generation(0);
 /// fit into a frame ([`MAX_PAYLOAD`]), whatever `fs.fuse.max_pages_limit` allows.
 const MAX_WRITE: u32 = 1 << 20;
 
+/// What one COPY_FILE_RANGE asks for, at most: nobody can interrupt it.
+const MAX_COPY: u64 = 64 << 20;
+
 /// What one READDIR asks for: as much as glibc's readdir(3) does. fuser does not say for how much there is
 /// room; what there is none for is asked for again.
 const LISTING: u32 = 32 << 10;
@@ -886,8 +889,8 @@ impl Filesystem for Remote {
         reply: ReplyWrite,
     ) {
         self.count(Opcode::CopyFileRange);
-        // The answer has 32 bits; fewer bytes than asked for are as good as all.
-        let length = len.min(u32::MAX.into());
+        // Fewer bytes than asked for are as good as all, and come sooner.
+        let length = len.min(MAX_COPY);
         let copy = CopyFileRange {
             to_node: ino_out.0,
             to_handle: fh_out.0,

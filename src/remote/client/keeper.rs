@@ -92,7 +92,7 @@ struct Ping {
 
 /// Sends what there is to send, until the connection breaks.
 pub(super) fn keep(shared: &Shared, lease: Duration) {
-    let pause = (lease / 3).max(LEAST_PAUSE);
+    let pause = (lease.min(shared.timeout) / 3).max(LEAST_PAUSE);
     let mut ping: Option<Ping> = None;
     loop {
         if let Some(pending) = &ping {
