@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! pjdfstest gives the same verdict, test by test, natively and on Stack.
+//! pjdfstest gives the same verdict, test by test, natively, on Stack, and on what a server has.
 //!
 //! Level: native (root, /dev/fuse, loop devices). The program is taken from `$PJDFSTEST`, or from
 //! `target/tools/bin`, where `cargo install pjdfstest --version 0.2.2 --locked --root target/tools` puts
@@ -13,10 +13,17 @@ mod verdicts;
 use std::env;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use extfuse::fs::StackOptions;
+use extfuse::remote::Address;
+use extfuse::remote::client::{Connection, Remote, Target};
+use extfuse::remote::server::{Export, Options, Server};
+use extfuse::remote::wire;
 use verdicts::{Verdict, compare, verdicts};
 
 /// File systems of the test's own, unmounted in reverse when it ends.
@@ -93,10 +100,14 @@ fn verdicts_are_those_of_the_file_system_below() {
         .filter(|(_, verdict)| **verdict == Verdict::Failed)
         .collect();
     assert!(failed.is_empty(), "ext4 itself fails: {failed:?}");
-    for (name, passthrough) in [("backed", true), ("unbacked", false)] {
+    let source = |name: &str| {
         let source = ext4.join(name);
         fs::create_dir(&source).unwrap();
         fs::set_permissions(&source, fs::Permissions::from_mode(0o777)).unwrap();
+        source
+    };
+    for (name, passthrough) in [("backed", true), ("unbacked", false)] {
+        let source = source(name);
         let mnt = mounts.dir(&format!("{name}.mnt"));
         let options = StackOptions {
             passthrough,
@@ -108,5 +119,46 @@ fn verdicts_are_those_of_the_file_system_below() {
         if let Err(panic) = result {
             std::panic::resume_unwind(panic);
         }
+    }
+    let mnt = mounts.dir("served.mnt");
+    let socket = mounts.dir.path().join("socket");
+    with_server(source("served"), socket, &mnt, || {
+        compare(&native, &mnt, &elsewhere)
+    });
+}
+
+/// Does `what` while the source is served, and mounted.
+fn with_server(source: PathBuf, socket: PathBuf, mnt: &Path, what: impl FnOnce()) {
+    let export = Export {
+        name: wire::Export::new("").unwrap(),
+        directory: source,
+        read_only: false,
+    };
+    let address = Address::Unix(socket);
+    let server = Server::bind(&address, vec![export], Options::default()).unwrap();
+    let stopper = server.stopper();
+    let server = thread::spawn(move || server.serve());
+    let target = Target {
+        address,
+        export: wire::Export::new("").unwrap(),
+        token: None,
+        timeout: Duration::from_secs(30),
+    };
+    let options = extfuse::MountOptions {
+        stock: true,
+        threads: 4,
+        ..extfuse::MountOptions::default()
+    };
+    let remote = Remote::new(Connection::open(&target).unwrap());
+    let session = extfuse::mount(remote, mnt, &options).unwrap();
+    let unmounter = session.unmounter();
+    let session = thread::spawn(move || session.serve());
+    let result = std::panic::catch_unwind(AssertUnwindSafe(what));
+    unmounter.detach().unwrap();
+    session.join().unwrap().unwrap();
+    stopper.stop();
+    server.join().unwrap().unwrap();
+    if let Err(panic) = result {
+        std::panic::resume_unwind(panic);
     }
 }
