@@ -159,6 +159,11 @@ fn a_tree_is_made_and_changed_and_is_on_the_server_as_the_client_sees_it() {
         fs::metadata(there("pipe")).unwrap().mode() & libc::S_IFMT,
         libc::S_IFIFO
     );
+    let report = mounted.report();
+    assert!(
+        report.opcodes["LOOKUP"].upcalls > 10 && report.opcodes["MKDIR"].upcalls == 2,
+        "{report:?}"
+    );
     let here = nix::sys::statvfs::statvfs(mounted.path()).unwrap();
     assert_eq!(
         here.blocks(),

@@ -11,7 +11,7 @@ use clap::Args;
 use extfuse::remote::Address;
 use extfuse::remote::client::{Connection, Remote, Target};
 use extfuse::remote::wire::Export;
-use extfuse::session::author::mount_supervised;
+use extfuse::session::author::mount_counted;
 use extfuse::session::{self, Session, Supervisor};
 
 use super::serve::{check_line, token};
@@ -123,12 +123,11 @@ pub fn mount(
         threads: how.threads.map_or(8, usize::from),
         ..extfuse::MountOptions::default()
     };
-    Ok(mount_supervised(
-        how.mountpoint,
-        &options,
-        Some(supervisor),
-        |_| Remote::new(connection),
-    )?)
+    let remote = Remote::new(connection);
+    let upcalls = remote.upcalls();
+    Ok(mount_counted(how.mountpoint, &options, Some(supervisor), |_| {
+        (remote, Some(upcalls))
+    })?)
 }
 
 #[cfg(test)]

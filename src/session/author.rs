@@ -37,6 +37,7 @@ use super::start::Plan;
 use super::{Session, SessionError, Supervisor};
 use crate::abi::NodeId;
 use crate::ebpf::{Cache, Key, Learning, Validity};
+use crate::fs::Upcalls;
 use crate::sys::device::Device;
 use crate::sys::mount::Parameters;
 
@@ -192,6 +193,20 @@ pub fn mount_supervised<FS: Filesystem>(
     supervisor: Option<Supervisor>,
     make: impl FnOnce(Kernel) -> FS,
 ) -> Result<Session<FS>, SessionError> {
+    mount_counted(mountpoint, options, supervisor, |kernel| (make(kernel), None))
+}
+
+/// The same, of a file system that counts what comes up: the counts are shown where there is no module to count.
+///
+/// # Errors
+///
+/// See [`SessionError`]; nothing is mounted then.
+pub fn mount_counted<FS: Filesystem>(
+    mountpoint: impl AsRef<Path>,
+    options: &MountOptions,
+    supervisor: Option<Supervisor>,
+    make: impl FnOnce(Kernel) -> (FS, Option<Arc<Upcalls>>),
+) -> Result<Session<FS>, SessionError> {
     let target = target_at(mountpoint.as_ref())?;
     let fuse = Fuse::choose(options.stock, options.require_module)?;
     let parameters = Parameters {
@@ -223,5 +238,5 @@ pub fn mount_supervised<FS: Filesystem>(
         threads: options.threads.max(1),
         supervisor,
     };
-    plan.start(|handlers| Ok((make(Kernel::of(handlers)), None)))
+    plan.start(|handlers| Ok(make(Kernel::of(handlers))))
 }
