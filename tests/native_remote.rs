@@ -313,6 +313,42 @@ fn fsx_finds_nothing() {
 }
 
 #[test]
+fn git_and_sqlite_do_their_work_on_it() {
+    let (_scratch, _served, mounted) = both(&[]);
+    let script = r#"
+        export HOME=$PWD GIT_CONFIG_NOSYSTEM=1
+        git config --global user.name Somebody
+        git config --global user.email somebody@example.org
+        git init -q one
+        for i in $(seq 40); do mkdir -p one/$((i % 7)); seq $i >one/$((i % 7))/$i; done
+        git -C one add -A
+        git -C one commit -q -m first
+        git clone -q --no-local one two
+        test -z "$(git -C two status --porcelain)"
+        echo more >>two/3/3
+        test "$(git -C two status --porcelain)" = ' M 3/3'
+        git -C two commit -q -a -m second
+        git -C two fsck --strict
+        git -C two gc -q
+        git -C one pull -q ../two HEAD
+        test "$(git -C one log --oneline | wc -l)" = 2
+        sqlite3 base 'create table t(a, b);
+            with recursive c(x) as (select 1 union all select x + 1 from c where x < 2000)
+            insert into t select x, hex(randomblob(50)) from c;
+            create index i on t(b);
+            delete from t where a % 3 = 0;
+            vacuum'
+        test "$(sqlite3 base 'pragma integrity_check; select count(*) from t')" = $'ok\n1334'
+    "#;
+    let done = Command::new("bash")
+        .args(["-euc", script])
+        .current_dir(mounted.path())
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{done:?}");
+}
+
+#[test]
 fn over_a_socket_of_this_machine_and_with_names() {
     let scratch = Scratch::new();
     let socket = scratch.path().join("socket");
