@@ -16,6 +16,7 @@ use std::process::ExitCode;
 
 use anyhow::anyhow;
 use clap::{Parser, Subcommand};
+use sd_notify::NotifyState;
 use tracing_subscriber::EnvFilter;
 
 /// fuser reports as an error that a reply came too late: for a request that an unmount or a signal
@@ -100,6 +101,13 @@ fn say(text: &str) -> Result<(), Failure> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(()),
+    }
+}
+
+/// Tells whoever supervises this process how it goes (`Type=notify` of systemd), if anybody does.
+fn notify(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!("cannot tell $NOTIFY_SOCKET: {error}");
     }
 }
 

@@ -10,7 +10,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -346,6 +346,38 @@ fn git_and_sqlite_do_their_work_on_it() {
         .output()
         .unwrap();
     assert!(done.status.success(), "{done:?}");
+}
+
+#[test]
+fn who_supervises_is_told() {
+    let scratch = Scratch::new();
+    let path = scratch.path().join("notify");
+    let supervisor = UnixDatagram::bind(&path).unwrap();
+    supervisor.set_read_timeout(Some(PATIENCE)).unwrap();
+    let heard = || {
+        let mut buffer = [0; 100];
+        let length = supervisor.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    };
+    let listen = format!("unix:{}", scratch.path().join("socket").display());
+    let mut served = Command::new(EXTFUSE)
+        .args(["serve", "--listen", &listen, text(&scratch.source())])
+        .env("NOTIFY_SOCKET", &path)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    assert_eq!(heard(), "READY=1\n");
+    let mut mount = Command::new(EXTFUSE);
+    mount
+        .args(["mount", "-f", "--stock"])
+        .args([format!("extfuse+{listen}").as_str(), text(&scratch.mountpoint())])
+        .env("NOTIFY_SOCKET", &path);
+    let mounted = Mounted::from_command(mount, &scratch.mountpoint());
+    assert_eq!(heard(), "READY=1\n");
+    drop(mounted);
+    kill(Pid::from_raw(served.id().cast_signed()), Signal::SIGTERM).unwrap();
+    assert_eq!(heard(), "STOPPING=1\n");
+    assert!(served.wait().unwrap().success());
 }
 
 #[test]

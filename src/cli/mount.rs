@@ -13,10 +13,11 @@ use extfuse::session::{
 };
 use fuser::Filesystem;
 use nix::unistd::chdir;
+use sd_notify::NotifyState;
 
 use super::daemon::{Herald, Launched, launch};
 use super::remote::{self, How, Line, Source};
-use super::{Failure, complain};
+use super::{Failure, complain, notify};
 
 /// Mount a directory somewhere else, or what a server has, through extfuse.
 ///
@@ -34,7 +35,7 @@ pub struct Mount {
     source: PathBuf,
     /// Where to mount it
     mountpoint: PathBuf,
-    /// Stay in the foreground
+    /// Stay in the foreground, and tell $NOTIFY_SOCKET (sd_notify(3)) when it is mounted
     #[arg(short, long)]
     foreground: bool,
     /// Mount options, comma-separated; see below
@@ -145,8 +146,9 @@ impl Mount {
                 return Ok(ExitCode::FAILURE);
             }
         };
-        if let Some(herald) = herald {
-            herald.ready()?;
+        match herald {
+            Some(herald) => herald.ready()?,
+            None => notify(NotifyState::Ready),
         }
         serve()?;
         Ok(ExitCode::SUCCESS)

@@ -13,12 +13,13 @@ use extfuse::remote::Address;
 use extfuse::remote::server::{Export, Options, Server};
 use extfuse::remote::wire;
 use extfuse::remote::wire::auth::Token;
+use sd_notify::NotifyState;
 
-use super::{Failure, say};
+use super::{Failure, notify, say};
 
 /// Serve directories to `extfuse mount` elsewhere.
 ///
-/// Prints one line when clients can connect, and stays in the foreground. SIGINT, SIGTERM and SIGHUP end it: what
+/// Prints one line when clients can connect, tells $NOTIFY_SOCKET (sd_notify(3)), and stays in the foreground. SIGINT, SIGTERM and SIGHUP end it: what
 /// clients have asked for by then is done. Clients are trusted with the users that they name: whoever has the
 /// token may do in a directory whatever this process may.
 #[derive(Debug, Args)]
@@ -78,8 +79,12 @@ impl Serve {
         }
         let server = Server::bind(&self.listen, exports, options)?;
         let stopper = server.stopper();
-        ctrlc::set_handler(move || stopper.stop())?;
+        ctrlc::set_handler(move || {
+            notify(NotifyState::Stopping);
+            stopper.stop();
+        })?;
         say(&format!("extfuse: serving on {}\n", server.address()?))?;
+        notify(NotifyState::Ready);
         server.serve()?;
         Ok(ExitCode::SUCCESS)
     }
