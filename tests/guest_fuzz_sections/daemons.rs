@@ -168,15 +168,17 @@ fn stage(world: &World, mine: &mut Mine, victim: Known, random: &mut Random) {
     mine.whole |= staged.is_ok() && victim.unique == mine.known.unique;
 }
 
-/// Without a section, the message of a short commit is data.
+/// Without a section, the message of a short commit is data. One that was sent again may lose its sections at any
+/// moment and keep its number, if it is sent once more.
 fn end(read: Read, mine: &Mine, random: &mut Random) {
     let (offset, size) = (read.offset, read.size);
+    let has_a_section = mine.whole && mine.known.unique & RESENT == 0;
     match random.below(10) {
         0 => read.reject(Errno::EACCES),
         1 => drop(read),
         _ if mine.spoilt => read.reject(Errno::EIO),
         2 => read.data(&bytes(offset, length(random, u64::from(size)))),
-        3 | 4 if mine.whole => read.commit_first(length(random, u64::from(size)) as u32),
+        3 | 4 if has_a_section => read.commit_first(length(random, u64::from(size)) as u32),
         _ => read.commit(),
     }
 }
