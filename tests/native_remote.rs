@@ -522,10 +522,7 @@ fn a_server_that_stalls_keeps_nobody_for_longer_than_the_timeout() {
         assert!(matches!(errno, Some(libc::EIO | libc::ETIMEDOUT)), "{errno:?}");
     }
     let took = start.elapsed();
-    assert!(
-        took > Duration::from_secs(1) && took < Duration::from_secs(12),
-        "{took:?}"
-    );
+    assert!(took > Duration::from_secs(1) && took < PATIENCE, "{took:?}");
     served.signal(Signal::SIGCONT);
 }
 
@@ -640,7 +637,7 @@ fn a_thousand_who_say_nothing_keep_nobody_out() {
     let silent: Vec<_> = (0..1000).map(|_| server.connect()).collect();
     let start = Instant::now();
     server.still_serves();
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
     assert!(is_closed(&silent[0]));
     // It had to make room, not merely to go in its time.
     assert!(
@@ -669,7 +666,7 @@ fn whoever_says_half_a_word_or_trickles_is_sent_away_in_time() {
         thread::sleep(Duration::from_millis(50));
     }
     assert!(is_closed(&silent) && is_closed(&trickling));
-    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
 }
 
 #[test]

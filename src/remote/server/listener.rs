@@ -9,6 +9,8 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use nix::sys::socket::{Backlog, listen};
+
 use crate::remote::{Address, Stream};
 
 #[derive(Debug)]
@@ -27,6 +29,9 @@ impl Listener {
                 Self::Unix(UnixListener::bind(path)?, path.clone())
             }
         };
+        // The standard library has room for 128 who wait: beyond that TCP drops them, and they try again a second
+        // later. The system's own limit is what holds then.
+        listen(&listener, Backlog::MAXCONN)?;
         // A client that is gone again before it is accepted must not keep the others waiting.
         match &listener {
             Self::Tcp(tcp) => tcp.set_nonblocking(true)?,
