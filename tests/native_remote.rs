@@ -933,6 +933,31 @@ fn a_client_that_hardly_reads_is_sent_away_and_keeps_nobody() {
 }
 
 #[test]
+fn who_asks_one_thing_after_another_has_one_thread() {
+    let scratch = Scratch::new();
+    let server = Inside::start(&scratch.source(), Options::default());
+    let stream = server.greeted();
+    let answering = || {
+        let tasks = fs::read_dir("/proc/self/task").unwrap();
+        let names = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("comm")).unwrap());
+        names.filter(|name| name.trim() == "extfuse-answer").count()
+    };
+    assert_eq!(answering(), 0);
+    let getattr = Request::Getattr(Default::default());
+    for request in 0..100 {
+        let header = Header {
+            node: 1,
+            ..Header::request(getattr.kind(), request)
+        };
+        send(&stream, header, &getattr);
+        assert!(receive(&stream).1.is_some());
+        // Its thread is free only when it has answered.
+        thread::sleep(Duration::from_millis(2));
+    }
+    assert!((1..=3).contains(&answering()), "{}", answering());
+}
+
+#[test]
 fn a_thousand_connections_leave_nothing_behind() {
     let scratch = Scratch::new();
     let server = Inside::start(&scratch.source(), Options::default());

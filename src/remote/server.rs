@@ -2,9 +2,9 @@
 //! The one that has the directory.
 //!
 //! Each connection is a session of its own: a [`Stack`] over the export, whose nodes and handles go with it, a
-//! thread that takes requests off the stream, and a few that answer them, in any order. What a client can
-//! make the server hold is bounded: connections, requests in flight, bytes and time before it has proved that
-//! it has the token, time that it does not read or says nothing.
+//! thread that takes requests off the stream, and as many as there are requests at a time, which answer them in
+//! any order. What a client can make the server hold is bounded: connections, requests in flight, bytes and time
+//! before it has proved that it has the token, time that it does not read or says nothing.
 //!
 //! Who may do what: as with a local mount, permissions are checked by the kernel that an application runs on, the
 //! client's; the server does what it is asked with its own rights, and gives what is made to the user who is named.
@@ -77,7 +77,8 @@ pub struct Options {
     pub connections: usize,
     /// Connections that are not served yet at the same time; for a further one the oldest is closed.
     pub strangers: usize,
-    /// Threads that answer the requests of a connection; at least one.
+    /// Threads that answer the requests of a connection, at most; as many as it has requests at a time. At least
+    /// one.
     pub threads: usize,
 }
 
@@ -91,7 +92,7 @@ impl Default for Options {
             sending: Duration::from_secs(30),
             connections: 1024,
             strangers: 256,
-            threads: 4,
+            threads: 16,
         }
     }
 }

@@ -2,6 +2,7 @@
 //! The requests of a client that is served.
 
 use std::io::{self, IoSlice, Write};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -100,14 +101,25 @@ pub fn serve(options: &Options, greeted: Greeted, stream: &Stream) {
     };
     let (jobs, waiting) = sync_channel::<Job>(WAITING);
     let waiting = Mutex::new(waiting);
+    let (free, mut threads) = (AtomicUsize::new(0), 0);
     thread::scope(|scope| {
-        for _ in 0..options.threads.max(1) {
-            let thread = thread::Builder::new().name("extfuse-answer".into());
-            if let Err(error) = thread.spawn_scoped(scope, || session.work(&waiting)) {
-                tracing::warn!("a client has a thread less: {error}");
+        let end = session.listen(options, &mut reader, |job| {
+            // Only this thread takes from those that are free, so each is counted on once. One that waits for a
+            // disk keeps nobody waiting but who comes when all are there.
+            let taken = |n: usize| n.checked_sub(1);
+            let is_free = free
+                .fetch_update(Ordering::AcqRel, Ordering::Acquire, taken)
+                .is_ok();
+            if !is_free && threads < options.threads.max(1) {
+                let thread = thread::Builder::new().name("extfuse-answer".into());
+                match thread.spawn_scoped(scope, || session.work(&waiting, &free)) {
+                    Ok(_) => threads += 1,
+                    Err(error) => tracing::warn!("a client has a thread less: {error}"),
+                }
             }
-        }
-        let end = session.listen(options, &mut reader, |job| jobs.send(job).is_ok());
+            // Without a single one nobody would ever answer.
+            threads > 0 && jobs.send(job).is_ok()
+        });
         match end {
             Ok(()) => tracing::debug!("a client has gone"),
             Err(WireError::Idle) => tracing::info!("a client has said nothing for too long"),
@@ -157,7 +169,7 @@ impl Session<'_> {
         self.writer.lock().write_frame(header, 0, &[&payload])
     }
 
-    fn work(&self, waiting: &Mutex<Receiver<Job>>) {
+    fn work(&self, waiting: &Mutex<Receiver<Job>>, free: &AtomicUsize) {
         loop {
             // The lock is held by who waits: the others wait for it.
             let job = waiting.lock().recv();
@@ -167,6 +179,7 @@ impl Session<'_> {
                 // Nobody can be answered any more: the requests that are still to come are not to be done.
                 let _ = self.stream.shutdown();
             }
+            free.fetch_add(1, Ordering::AcqRel);
         }
     }
 
