@@ -292,15 +292,14 @@ fn a_receiver_that_is_gone_in_any_part() {
             let running = draining(&write, drain_of(write.unique, PAYLOAD, [META; 2], &to));
             let (error, drain, _) = within(running, PATIENCE);
             drop(within(taking, PATIENCE));
+            let (done, all) = (drain.done as usize, PAYLOAD + 2 * META);
+            // The rest of a footer may fit into the buffers before the end is there.
+            let sent = error == 0 && done == all && part == "footer";
             assert!(
-                [libc::EPIPE, libc::ECONNRESET].contains(&error),
-                "{kind:?} {part}: {error}"
+                sent || [libc::EPIPE, libc::ECONNRESET].contains(&error) && done < all,
+                "{kind:?} {part}: {error}, {done}"
             );
-            let done = drain.done as usize;
-            assert!(
-                done >= length && done < PAYLOAD + 2 * META,
-                "{kind:?} {part}: {done}"
-            );
+            assert!(done >= length, "{kind:?} {part}: {done}");
             let had = done.saturating_sub(META).min(PAYLOAD);
             assert_eq!(drain.crc, crc32c(&bytes(0, had)), "{kind:?} {part}");
             // All of the payload is still there.
