@@ -26,9 +26,6 @@ __u32 last_gid;
 __u32 last_pid;
 __u32 refused_reads;
 
-static __u64 nodeid;
-static __u32 crc;
-
 SEC("struct_ops/request")
 int BPF_PROG(gate_request, struct extfuse_ctx *c)
 {
@@ -39,6 +36,9 @@ SEC("struct_ops/section")
 int BPF_PROG(gate_section, struct extfuse_section_ctx *c)
 {
 	__u32 header = c->header, footer = c->footer;
+	/* On the stack: the program runs on several processors at once. */
+	__u64 nodeid = 0;
+	__u32 crc = 0;
 
 	__sync_fetch_and_add(&asked, 1);
 	last_pos = c->pos;
