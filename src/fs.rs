@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The file systems.
 
+pub(crate) mod kernel;
 pub mod stack;
 pub mod upcalls;
 

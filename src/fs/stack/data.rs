@@ -20,6 +20,7 @@ use super::table::Node;
 use super::{Entry, Result, Stack};
 use crate::abi::NodeId;
 use crate::ebpf::NodeIo;
+use crate::fs::kernel::writes;
 use crate::sys::at;
 use crate::sys::creds::{Acting, Caller, set_umask};
 use crate::sys::inode_flags::InodeFlags;
@@ -49,10 +50,6 @@ pub struct Opened {
 fn own_flags(flags: i32) -> OFlag {
     let kept = libc::O_ACCMODE | libc::O_SYNC | libc::O_NOATIME | libc::O_NONBLOCK | libc::O_TRUNC;
     OFlag::from_bits_retain(flags & kept)
-}
-
-fn writes(flags: i32) -> bool {
-    flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0
 }
 
 fn offset(value: u64) -> Result<i64> {

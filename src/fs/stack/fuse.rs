@@ -8,17 +8,16 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno as FuseErrno, FileAttr, FileHandle, FileType,
-    Filesystem, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents,
-    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno as FuseErrno, FileAttr, FileHandle, FileType, Filesystem,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use nix::errno::Errno;
-use tracing::{debug, warn};
 
 use super::{Entry, Result, SetAttr, Stack, XattrReply};
 use crate::abi::NodeId;
+use crate::fs::kernel::{agree, left_to_the_kernel};
 use crate::fs::upcalls::Opcode;
 use crate::sys::creds::Caller;
 
@@ -113,24 +112,16 @@ impl Stack {
 }
 
 impl Filesystem for Stack {
+    left_to_the_kernel!();
+
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         self.count(Opcode::Init);
-        // Without these two nobody would check permissions, and ACLs would not be inherited.
-        let needed = InitFlags::FUSE_POSIX_ACL | InitFlags::FUSE_DONT_MASK;
-        if let Err(missing) = config.add_capabilities(needed) {
-            warn!(?missing, "the kernel's FUSE lacks what a safe mount needs");
-            return Err(Errno::EOPNOTSUPP.into());
-        }
         // A node is an inode of the source, whose target never changes: another symlink is another node.
         let wanted = InitFlags::FUSE_PARALLEL_DIROPS
             | InitFlags::FUSE_ASYNC_DIO
             | InitFlags::FUSE_AUTO_INVAL_DATA
             | InitFlags::FUSE_CACHE_SYMLINKS;
-        for flag in wanted.iter() {
-            if config.add_capabilities(flag).is_err() {
-                debug!(?flag, "not offered by the kernel");
-            }
-        }
+        agree(config, wanted)?;
         self.passthrough = self.options.passthrough
             && !self.options.keep_cache
             && config.set_max_stack_depth(self.depth).is_ok()
@@ -485,53 +476,6 @@ impl Filesystem for Stack {
         );
     }
 
-    /// The kernel has checked: ENOSYS tells it never to ask.
-    fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
-        self.count(Opcode::Access);
-        reply.error(FuseErrno::ENOSYS);
-    }
-
-    /// Locks are the kernel's: ENOSYS leaves them there.
-    fn getlk(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _lock_owner: LockOwner,
-        _start: u64,
-        _end: u64,
-        _typ: i32,
-        _pid: u32,
-        reply: ReplyLock,
-    ) {
-        self.count(Opcode::Getlk);
-        reply.error(FuseErrno::ENOSYS);
-    }
-
-    /// Locks are the kernel's: ENOSYS leaves them there.
-    fn setlk(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _lock_owner: LockOwner,
-        _start: u64,
-        _end: u64,
-        _typ: i32,
-        _pid: u32,
-        sleep: bool,
-        reply: ReplyEmpty,
-    ) {
-        self.count(if sleep { Opcode::Setlkw } else { Opcode::Setlk });
-        reply.error(FuseErrno::ENOSYS);
-    }
-
-    /// Blocks can be mapped on a block device only, and a directory is none.
-    fn bmap(&self, _req: &Request, _ino: INodeNo, _blocksize: u32, _idx: u64, reply: ReplyBmap) {
-        self.count(Opcode::Bmap);
-        reply.error(FuseErrno::ENOSYS);
-    }
-
     fn ioctl(
         &self,
         _req: &Request,
@@ -548,21 +492,6 @@ impl Filesystem for Stack {
             Ok(data) => reply.ioctl(0, &data),
             Err(errno) => reply.error(self.refused(Opcode::Ioctl, errno)),
         }
-    }
-
-    /// Regular files are always ready, and pipes and devices are the kernel's own: ENOSYS says so for good.
-    fn poll(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _ph: PollNotifier,
-        _events: PollEvents,
-        _flags: PollFlags,
-        reply: ReplyPoll,
-    ) {
-        self.count(Opcode::Poll);
-        reply.error(FuseErrno::ENOSYS);
     }
 
     fn fallocate(

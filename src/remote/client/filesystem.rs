@@ -24,25 +24,25 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno as FuseErrno, FileAttr, FileHandle, Filesystem,
-    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents,
-    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request as FuseRequest, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno as FuseErrno, FileAttr, FileHandle, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request as FuseRequest, TimeOrNow, WriteFlags,
 };
 use nix::errno::Errno;
-use tracing::{debug, warn};
 
+use super::questions::{Result, data, file, file_at, node, number, senseless};
 use super::{About, Answer, Connection};
 use crate::fs::Upcalls;
+use crate::fs::kernel::{agree, left_to_the_kernel, writes};
 use crate::fs::upcalls::Opcode;
 use crate::remote::wire::message::{
-    Attr, Caller, CopyFileRange, Create, Created, Data, Empty, Entry, Fallocate, Flush, Getxattr, Link,
-    Listing, Listxattr, Lookup, Lseek, Mkdir, Mknod, Open, Opened, Read, Readdir, Release, Removexattr,
-    Rename, Rmdir, SetAttr, Setxattr, Statfs, Symlink, Unlink,
+    Attr, Caller, CopyFileRange, Create, Data, Empty, Entry, Fallocate, Flush, Getxattr, Link, Listxattr,
+    Lookup, Lseek, Mkdir, Mknod, Open, Read, Release, Removexattr, Rename, Rmdir, SetAttr, Setxattr, Symlink,
+    Unlink,
 };
 use crate::remote::wire::{
-    Flags, Kind, MAX_PAYLOAD, Name, Reply, Request, Target, WireError, XattrName, XattrValue,
+    Flags, Kind, MAX_PAYLOAD, Name, Request, Target, WireError, XattrName, XattrValue,
 };
 
 /// The server never uses a node's number for another one, so one generation is enough.
@@ -55,12 +55,6 @@ const MAX_WRITE: u32 = 1 << 20;
 /// What one COPY_FILE_RANGE asks for, at most: nobody can interrupt it.
 const MAX_COPY: u64 = 64 << 20;
 
-/// What one READDIR asks for: as much as glibc's readdir(3) does. fuser does not say for how much there is
-/// room; what there is none for is asked for again.
-const LISTING: u32 = 32 << 10;
-
-type Result<T> = std::result::Result<T, Errno>;
-
 /// A directory of a server as a FUSE file system; see the module's page.
 #[derive(Debug)]
 pub struct Remote {
@@ -72,28 +66,6 @@ fn caller(req: &FuseRequest) -> Caller {
     Caller {
         uid: req.uid(),
         gid: req.gid(),
-    }
-}
-
-fn node(ino: INodeNo) -> About {
-    About {
-        node: ino.0,
-        ..About::default()
-    }
-}
-
-fn file(ino: INodeNo, fh: FileHandle) -> About {
-    About {
-        node: ino.0,
-        handle: fh.0,
-        ..About::default()
-    }
-}
-
-fn file_at(ino: INodeNo, fh: FileHandle, offset: u64) -> About {
-    About {
-        offset,
-        ..file(ino, fh)
     }
 }
 
@@ -113,10 +85,6 @@ fn sync_flags(data_only: bool) -> Flags {
     }
 }
 
-fn writes(flags: i32) -> bool {
-    flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0
-}
-
 fn open_flags(flags: i32) -> FopenFlags {
     match writes(flags) {
         true => FopenFlags::empty(),
@@ -130,47 +98,6 @@ fn entry_attr(entry: &Entry) -> FileAttr {
     FileAttr {
         ino: INodeNo(entry.node),
         ..entry.attr.into()
-    }
-}
-
-/// An answer that makes no sense, and what the caller gets for it.
-fn senseless(kind: Kind, reason: &str) -> Errno {
-    warn!(?kind, reason, "the server's answer makes no sense");
-    Errno::EIO
-}
-
-/// The number in an answer, which is at most `most`.
-fn number(answer: &Answer, most: u64) -> Result<u32> {
-    let number = answer.header.offset;
-    match u32::try_from(number) {
-        Ok(small) if number <= most => Ok(small),
-        _ => Err(senseless(answer.header.kind, "its number is too large")),
-    }
-}
-
-/// What an answer means, if `pick` finds what it looks for.
-fn meaning<'a, T>(answer: &'a Answer, pick: impl FnOnce(Reply<'a>) -> Option<T>) -> Result<T> {
-    let kind = answer.header.kind;
-    let reply = answer
-        .reply()
-        .map_err(|error| senseless(kind, &error.to_string()))?;
-    pick(reply).ok_or_else(|| senseless(kind, "it is of another kind"))
-}
-
-/// The data of an answer, which is not more than was asked for.
-fn data(answer: &Answer, most: u32) -> Result<&[u8]> {
-    let data = meaning(answer, |reply| match reply {
-        Reply::Read(Data(data)) => Some(data),
-        Reply::Readlink(Data(data)) => Some(data),
-        Reply::Getxattr(Data(data)) | Reply::Listxattr(Data(data)) => Some(data),
-        _ => None,
-    })?;
-    match data.len() <= most as usize {
-        true => Ok(data),
-        false => Err(senseless(
-            answer.header.kind,
-            "it is longer than what was asked for",
-        )),
     }
 }
 
@@ -204,72 +131,6 @@ impl Remote {
     fn refused(&self, opcode: Opcode, errno: Errno) -> FuseErrno {
         self.upcalls.count_error(opcode);
         FuseErrno::from_i32(errno as i32)
-    }
-
-    fn ask(&self, about: &About, request: &Request<'_>) -> Result<Answer> {
-        self.connection.call(about, request).map_err(|errno| match errno {
-            // To the kernel it means that it must never ask again, and for some requests that all is well.
-            Errno::ENOSYS => Errno::EOPNOTSUPP,
-            errno => errno,
-        })
-    }
-
-    fn ask_entry(&self, parent: INodeNo, request: &Request<'_>) -> Result<Entry> {
-        let answer = self.ask(&node(parent), request)?;
-        let entry = meaning(&answer, |reply| match reply {
-            Reply::Lookup(entry) | Reply::Mknod(entry) | Reply::Mkdir(entry) => Some(entry),
-            Reply::Symlink(entry) | Reply::Link(entry) => Some(entry),
-            _ => None,
-        })?;
-        // To the kernel, 0 would be a name that does not exist.
-        match entry.node {
-            0 => Err(senseless(answer.header.kind, "its node is 0")),
-            _ => Ok(entry),
-        }
-    }
-
-    fn ask_attr(&self, ino: INodeNo, request: &Request<'_>) -> Result<Attr> {
-        let answer = self.ask(&node(ino), request)?;
-        meaning(&answer, |reply| match reply {
-            Reply::Getattr(attr) | Reply::Setattr(attr) => Some(attr),
-            _ => None,
-        })
-    }
-
-    fn ask_open(&self, ino: INodeNo, request: &Request<'_>) -> Result<Opened> {
-        let answer = self.ask(&node(ino), request)?;
-        meaning(&answer, |reply| match reply {
-            Reply::Open(opened) | Reply::Opendir(opened) => Some(opened),
-            _ => None,
-        })
-    }
-
-    fn ask_create(&self, parent: INodeNo, create: Create) -> Result<Created> {
-        let answer = self.ask(&node(parent), &Request::Create(create))?;
-        let created = meaning(&answer, |reply| match reply {
-            Reply::Create(created) => Some(created),
-            _ => None,
-        })?;
-        match created.entry.node {
-            0 => Err(senseless(Kind::Create, "its node is 0")),
-            _ => Ok(created),
-        }
-    }
-
-    fn ask_listing(&self, about: &About) -> Result<Listing> {
-        let answer = self.ask(about, &Request::Readdir(Readdir { size: LISTING }))?;
-        meaning(&answer, |reply| match reply {
-            Reply::Readdir(listing) => Some(listing),
-            _ => None,
-        })
-    }
-
-    fn ask_statfs(&self, ino: INodeNo) -> Result<Statfs> {
-        let answer = self.ask(&node(ino), &Request::Statfs(Empty))?;
-        meaning(&answer, |reply| match reply {
-            Reply::Statfs(statfs) => Some(statfs),
-            _ => None,
-        })
     }
 
     fn reply_entry(&self, opcode: Opcode, reply: ReplyEntry, result: Result<Entry>) {
@@ -319,21 +180,13 @@ impl Remote {
 }
 
 impl Filesystem for Remote {
+    left_to_the_kernel!();
+
     fn init(&mut self, _req: &FuseRequest, config: &mut KernelConfig) -> io::Result<()> {
         self.count(Opcode::Init);
-        // Without these two nobody would check permissions, and ACLs would not be inherited.
-        let needed = InitFlags::FUSE_POSIX_ACL | InitFlags::FUSE_DONT_MASK;
-        if let Err(missing) = config.add_capabilities(needed) {
-            warn!(?missing, "the kernel's FUSE lacks what a safe mount needs");
-            return Err(Errno::EOPNOTSUPP.into());
-        }
         let wanted =
             InitFlags::FUSE_PARALLEL_DIROPS | InitFlags::FUSE_ASYNC_DIO | InitFlags::FUSE_AUTO_INVAL_DATA;
-        for flag in wanted.iter() {
-            if config.add_capabilities(flag).is_err() {
-                debug!(?flag, "not offered by the kernel");
-            }
-        }
+        agree(config, wanted)?;
         if config.set_max_write(MAX_WRITE).is_err() {
             return Err(Errno::EINVAL.into());
         }
@@ -346,7 +199,10 @@ impl Filesystem for Remote {
 
     fn lookup(&self, _req: &FuseRequest, parent: INodeNo, leaf: &OsStr, reply: ReplyEntry) {
         self.count(Opcode::Lookup);
-        let result = name(leaf).and_then(|name| self.ask_entry(parent, &Request::Lookup(Lookup { name })));
+        let result = name(leaf).and_then(|name| {
+            self.connection
+                .ask_entry(parent, &Request::Lookup(Lookup { name }))
+        });
         self.reply_entry(Opcode::Lookup, reply, result);
     }
 
@@ -361,7 +217,7 @@ impl Filesystem for Remote {
         self.reply_attr(
             Opcode::Getattr,
             reply,
-            self.ask_attr(ino, &Request::Getattr(Empty)),
+            self.connection.ask_attr(ino, &Request::Getattr(Empty)),
         );
     }
 
@@ -393,12 +249,16 @@ impl Filesystem for Remote {
             mtime: mtime.map(Into::into),
             handle: fh.map(|fh| fh.0),
         };
-        self.reply_attr(Opcode::Setattr, reply, self.ask_attr(ino, &Request::Setattr(set)));
+        self.reply_attr(
+            Opcode::Setattr,
+            reply,
+            self.connection.ask_attr(ino, &Request::Setattr(set)),
+        );
     }
 
     fn readlink(&self, _req: &FuseRequest, ino: INodeNo, reply: ReplyData) {
         self.count(Opcode::Readlink);
-        let result = self.ask(&node(ino), &Request::Readlink(Empty));
+        let result = self.connection.ask(&node(ino), &Request::Readlink(Empty));
         match result
             .as_ref()
             .map_err(|errno| *errno)
@@ -428,7 +288,7 @@ impl Filesystem for Remote {
                 rdev,
                 caller: caller(req),
             };
-            self.ask_entry(parent, &Request::Mknod(mknod))
+            self.connection.ask_entry(parent, &Request::Mknod(mknod))
         });
         self.reply_entry(Opcode::Mknod, reply, result);
     }
@@ -450,20 +310,26 @@ impl Filesystem for Remote {
                 umask,
                 caller: caller(req),
             };
-            self.ask_entry(parent, &Request::Mkdir(mkdir))
+            self.connection.ask_entry(parent, &Request::Mkdir(mkdir))
         });
         self.reply_entry(Opcode::Mkdir, reply, result);
     }
 
     fn unlink(&self, _req: &FuseRequest, parent: INodeNo, leaf: &OsStr, reply: ReplyEmpty) {
         self.count(Opcode::Unlink);
-        let result = name(leaf).and_then(|name| self.ask(&node(parent), &Request::Unlink(Unlink { name })));
+        let result = name(leaf).and_then(|name| {
+            self.connection
+                .ask(&node(parent), &Request::Unlink(Unlink { name }))
+        });
         self.empty(Opcode::Unlink, reply, result);
     }
 
     fn rmdir(&self, _req: &FuseRequest, parent: INodeNo, leaf: &OsStr, reply: ReplyEmpty) {
         self.count(Opcode::Rmdir);
-        let result = name(leaf).and_then(|name| self.ask(&node(parent), &Request::Rmdir(Rmdir { name })));
+        let result = name(leaf).and_then(|name| {
+            self.connection
+                .ask(&node(parent), &Request::Rmdir(Rmdir { name }))
+        });
         self.empty(Opcode::Rmdir, reply, result);
     }
 
@@ -475,7 +341,7 @@ impl Filesystem for Remote {
                 target: ruled(Target::new(target.as_os_str().as_bytes()))?,
                 caller: caller(req),
             };
-            self.ask_entry(parent, &Request::Symlink(symlink))
+            self.connection.ask_entry(parent, &Request::Symlink(symlink))
         });
         self.reply_entry(Opcode::Symlink, reply, result);
     }
@@ -505,7 +371,7 @@ impl Filesystem for Remote {
                 flags: flags.bits(),
                 caller: caller(req),
             };
-            self.ask(&node(parent), &Request::Rename(rename))
+            self.connection.ask(&node(parent), &Request::Rename(rename))
         });
         self.empty(opcode, reply, result);
     }
@@ -517,14 +383,17 @@ impl Filesystem for Remote {
                 parent: newparent.0,
                 name,
             };
-            self.ask_entry(ino, &Request::Link(link))
+            self.connection.ask_entry(ino, &Request::Link(link))
         });
         self.reply_entry(Opcode::Link, reply, result);
     }
 
     fn open(&self, _req: &FuseRequest, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.count(Opcode::Open);
-        match self.ask_open(ino, &Request::Open(Open { flags: flags.0 })) {
+        match self
+            .connection
+            .ask_open(ino, &Request::Open(Open { flags: flags.0 }))
+        {
             Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(flags.0)),
             Err(errno) => reply.error(self.refused(Opcode::Open, errno)),
         }
@@ -549,7 +418,7 @@ impl Filesystem for Remote {
                 flags,
                 caller: caller(req),
             };
-            self.ask_create(parent, create)
+            self.connection.ask_create(parent, create)
         });
         match result {
             Ok(created) => reply.created(
@@ -577,7 +446,9 @@ impl Filesystem for Remote {
         self.count(Opcode::Read);
         // No READ is larger: see `MAX_WRITE`.
         let size = size.min(MAX_PAYLOAD);
-        let result = self.ask(&file_at(ino, fh, offset), &Request::Read(Read { size }));
+        let result = self
+            .connection
+            .ask(&file_at(ino, fh, offset), &Request::Read(Read { size }));
         match result
             .as_ref()
             .map_err(|errno| *errno)
@@ -608,14 +479,14 @@ impl Filesystem for Remote {
         if write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
             about.flags = Flags::WRITE_BACK;
         }
-        let result = self.ask(&about, &Request::Write(Data(data)));
+        let result = self.connection.ask(&about, &Request::Write(Data(data)));
         self.reply_written(Opcode::Write, reply, data.len() as u64, result);
     }
 
     fn flush(&self, _req: &FuseRequest, ino: INodeNo, fh: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
         self.count(Opcode::Flush);
         let flush = Request::Flush(Flush { owner: owner.0 });
-        self.empty(Opcode::Flush, reply, self.ask(&file(ino, fh), &flush));
+        self.empty(Opcode::Flush, reply, self.connection.ask(&file(ino, fh), &flush));
     }
 
     fn release(
@@ -631,7 +502,11 @@ impl Filesystem for Remote {
         self.count(Opcode::Release);
         let owner = lock_owner.map(|owner| owner.0);
         let release = Request::Release(Release { owner });
-        self.empty(Opcode::Release, reply, self.ask(&file(ino, fh), &release));
+        self.empty(
+            Opcode::Release,
+            reply,
+            self.connection.ask(&file(ino, fh), &release),
+        );
     }
 
     fn fsync(&self, _req: &FuseRequest, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
@@ -640,12 +515,16 @@ impl Filesystem for Remote {
             flags: sync_flags(datasync),
             ..file(ino, fh)
         };
-        self.empty(Opcode::Fsync, reply, self.ask(&about, &Request::Fsync(Empty)));
+        self.empty(
+            Opcode::Fsync,
+            reply,
+            self.connection.ask(&about, &Request::Fsync(Empty)),
+        );
     }
 
     fn opendir(&self, _req: &FuseRequest, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         self.count(Opcode::Opendir);
-        match self.ask_open(ino, &Request::Opendir(Empty)) {
+        match self.connection.ask_open(ino, &Request::Opendir(Empty)) {
             Ok(opened) => reply.opened(FileHandle(opened.handle), FopenFlags::empty()),
             Err(errno) => reply.error(self.refused(Opcode::Opendir, errno)),
         }
@@ -660,7 +539,7 @@ impl Filesystem for Remote {
         mut reply: ReplyDirectory,
     ) {
         self.count(Opcode::Readdir);
-        let listing = match self.ask_listing(&file_at(ino, fh, offset)) {
+        let listing = match self.connection.ask_listing(&file_at(ino, fh, offset)) {
             Ok(listing) => listing,
             Err(errno) => return reply.error(self.refused(Opcode::Readdir, errno)),
         };
@@ -682,7 +561,7 @@ impl Filesystem for Remote {
         reply: ReplyEmpty,
     ) {
         self.count(Opcode::Releasedir);
-        let result = self.ask(&file(ino, fh), &Request::Releasedir(Empty));
+        let result = self.connection.ask(&file(ino, fh), &Request::Releasedir(Empty));
         self.empty(Opcode::Releasedir, reply, result);
     }
 
@@ -695,13 +574,13 @@ impl Filesystem for Remote {
         self.empty(
             Opcode::Fsyncdir,
             reply,
-            self.ask(&about, &Request::Fsyncdir(Empty)),
+            self.connection.ask(&about, &Request::Fsyncdir(Empty)),
         );
     }
 
     fn statfs(&self, _req: &FuseRequest, ino: INodeNo, reply: ReplyStatfs) {
         self.count(Opcode::Statfs);
-        match self.ask_statfs(ino) {
+        match self.connection.ask_statfs(ino) {
             Ok(fs) => reply.statfs(
                 fs.blocks, fs.bfree, fs.bavail, fs.files, fs.ffree, fs.bsize, fs.namelen, fs.frsize,
             ),
@@ -727,7 +606,7 @@ impl Filesystem for Remote {
                 flags,
                 caller: caller(req),
             };
-            self.ask(&node(ino), &Request::Setxattr(setxattr))
+            self.connection.ask(&node(ino), &Request::Setxattr(setxattr))
         });
         self.empty(Opcode::Setxattr, reply, result);
     }
@@ -736,7 +615,7 @@ impl Filesystem for Remote {
         self.count(Opcode::Getxattr);
         let result = ruled(XattrName::new(attribute.as_bytes())).and_then(|name| {
             let getxattr = Getxattr { name, room: size };
-            self.ask(&node(ino), &Request::Getxattr(getxattr))
+            self.connection.ask(&node(ino), &Request::Getxattr(getxattr))
         });
         self.xattr(Opcode::Getxattr, reply, size, result);
     }
@@ -747,62 +626,17 @@ impl Filesystem for Remote {
             room: size,
             caller: caller(req),
         };
-        let result = self.ask(&node(ino), &Request::Listxattr(listxattr));
+        let result = self.connection.ask(&node(ino), &Request::Listxattr(listxattr));
         self.xattr(Opcode::Listxattr, reply, size, result);
     }
 
     fn removexattr(&self, _req: &FuseRequest, ino: INodeNo, attribute: &OsStr, reply: ReplyEmpty) {
         self.count(Opcode::Removexattr);
-        let result = ruled(XattrName::new(attribute.as_bytes()))
-            .and_then(|name| self.ask(&node(ino), &Request::Removexattr(Removexattr { name })));
+        let result = ruled(XattrName::new(attribute.as_bytes())).and_then(|name| {
+            self.connection
+                .ask(&node(ino), &Request::Removexattr(Removexattr { name }))
+        });
         self.empty(Opcode::Removexattr, reply, result);
-    }
-
-    /// The kernel has checked: ENOSYS tells it never to ask.
-    fn access(&self, _req: &FuseRequest, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
-        self.count(Opcode::Access);
-        reply.error(FuseErrno::ENOSYS);
-    }
-
-    /// Locks are the kernel's: ENOSYS leaves them there.
-    fn getlk(
-        &self,
-        _req: &FuseRequest,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _lock_owner: LockOwner,
-        _start: u64,
-        _end: u64,
-        _typ: i32,
-        _pid: u32,
-        reply: ReplyLock,
-    ) {
-        self.count(Opcode::Getlk);
-        reply.error(FuseErrno::ENOSYS);
-    }
-
-    /// Locks are the kernel's: ENOSYS leaves them there.
-    fn setlk(
-        &self,
-        _req: &FuseRequest,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _lock_owner: LockOwner,
-        _start: u64,
-        _end: u64,
-        _typ: i32,
-        _pid: u32,
-        sleep: bool,
-        reply: ReplyEmpty,
-    ) {
-        self.count(if sleep { Opcode::Setlkw } else { Opcode::Setlk });
-        reply.error(FuseErrno::ENOSYS);
-    }
-
-    /// Blocks can be mapped on a block device only, and a directory is none.
-    fn bmap(&self, _req: &FuseRequest, _ino: INodeNo, _blocksize: u32, _idx: u64, reply: ReplyBmap) {
-        self.count(Opcode::Bmap);
-        reply.error(FuseErrno::ENOSYS);
     }
 
     /// The protocol has none.
@@ -821,21 +655,6 @@ impl Filesystem for Remote {
         reply.error(self.refused(Opcode::Ioctl, Errno::ENOTTY));
     }
 
-    /// Regular files are always ready, and pipes and devices are the kernel's own: ENOSYS says so for good.
-    fn poll(
-        &self,
-        _req: &FuseRequest,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _ph: PollNotifier,
-        _events: PollEvents,
-        _flags: PollFlags,
-        reply: ReplyPoll,
-    ) {
-        self.count(Opcode::Poll);
-        reply.error(FuseErrno::ENOSYS);
-    }
-
     fn fallocate(
         &self,
         _req: &FuseRequest,
@@ -848,7 +667,7 @@ impl Filesystem for Remote {
     ) {
         self.count(Opcode::Fallocate);
         let fallocate = Request::Fallocate(Fallocate { length, mode });
-        let result = self.ask(&file_at(ino, fh, offset), &fallocate);
+        let result = self.connection.ask(&file_at(ino, fh, offset), &fallocate);
         self.empty(Opcode::Fallocate, reply, result);
     }
 
@@ -864,6 +683,7 @@ impl Filesystem for Remote {
         self.count(Opcode::Lseek);
         let about = file_at(ino, fh, offset.cast_unsigned());
         let found = self
+            .connection
             .ask(&about, &Request::Lseek(Lseek { whence }))
             .and_then(|answer| {
                 i64::try_from(answer.header.offset)
@@ -898,7 +718,9 @@ impl Filesystem for Remote {
             length,
             flags: flags.bits(),
         };
-        let result = self.ask(&file_at(ino_in, fh_in, offset_in), &Request::CopyFileRange(copy));
+        let result = self
+            .connection
+            .ask(&file_at(ino_in, fh_in, offset_in), &Request::CopyFileRange(copy));
         self.reply_written(Opcode::CopyFileRange, reply, length, result);
     }
 }

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What is asked of the server, and what its answers mean. Whatever it answers, the worst that comes of it is `EIO`.
+
+use fuser::{FileHandle, INodeNo};
+use nix::errno::Errno;
+use tracing::warn;
+
+use super::{About, Answer, Connection};
+use crate::remote::wire::message::{
+    Attr, Create, Created, Data, Empty, Entry, Listing, Opened, Readdir, Statfs,
+};
+use crate::remote::wire::{Kind, Reply, Request};
+
+/// What one READDIR asks for: as much as glibc's readdir(3) does. fuser does not say for how much there is
+/// room; what there is none for is asked for again.
+const LISTING: u32 = 32 << 10;
+
+pub(super) type Result<T> = std::result::Result<T, Errno>;
+
+pub(super) fn node(ino: INodeNo) -> About {
+    About {
+        node: ino.0,
+        ..About::default()
+    }
+}
+
+pub(super) fn file(ino: INodeNo, fh: FileHandle) -> About {
+    About {
+        node: ino.0,
+        handle: fh.0,
+        ..About::default()
+    }
+}
+
+pub(super) fn file_at(ino: INodeNo, fh: FileHandle, offset: u64) -> About {
+    About {
+        offset,
+        ..file(ino, fh)
+    }
+}
+
+/// An answer that makes no sense, and what the caller gets for it.
+pub(super) fn senseless(kind: Kind, reason: &str) -> Errno {
+    warn!(?kind, reason, "the server's answer makes no sense");
+    Errno::EIO
+}
+
+/// The number in an answer, which is at most `most`.
+pub(super) fn number(answer: &Answer, most: u64) -> Result<u32> {
+    let number = answer.header.offset;
+    match u32::try_from(number) {
+        Ok(small) if number <= most => Ok(small),
+        _ => Err(senseless(answer.header.kind, "its number is too large")),
+    }
+}
+
+/// What an answer means, if `pick` finds what it looks for.
+fn meaning<'a, T>(answer: &'a Answer, pick: impl FnOnce(Reply<'a>) -> Option<T>) -> Result<T> {
+    let kind = answer.header.kind;
+    let reply = answer
+        .reply()
+        .map_err(|error| senseless(kind, &error.to_string()))?;
+    pick(reply).ok_or_else(|| senseless(kind, "it is of another kind"))
+}
+
+/// The data of an answer, which is not more than was asked for.
+pub(super) fn data(answer: &Answer, most: u32) -> Result<&[u8]> {
+    let data = meaning(answer, |reply| match reply {
+        Reply::Read(Data(data)) => Some(data),
+        Reply::Readlink(Data(data)) => Some(data),
+        Reply::Getxattr(Data(data)) | Reply::Listxattr(Data(data)) => Some(data),
+        _ => None,
+    })?;
+    match data.len() <= most as usize {
+        true => Ok(data),
+        false => Err(senseless(
+            answer.header.kind,
+            "it is longer than what was asked for",
+        )),
+    }
+}
+
+impl Connection {
+    pub(super) fn ask(&self, about: &About, request: &Request<'_>) -> Result<Answer> {
+        self.call(about, request).map_err(|errno| match errno {
+            // To the kernel it means that it must never ask again, and for some requests that all is well.
+            Errno::ENOSYS => Errno::EOPNOTSUPP,
+            errno => errno,
+        })
+    }
+
+    pub(super) fn ask_entry(&self, parent: INodeNo, request: &Request<'_>) -> Result<Entry> {
+        let answer = self.ask(&node(parent), request)?;
+        let entry = meaning(&answer, |reply| match reply {
+            Reply::Lookup(entry) | Reply::Mknod(entry) | Reply::Mkdir(entry) => Some(entry),
+            Reply::Symlink(entry) | Reply::Link(entry) => Some(entry),
+            _ => None,
+        })?;
+        // To the kernel, 0 would be a name that does not exist.
+        match entry.node {
+            0 => Err(senseless(answer.header.kind, "its node is 0")),
+            _ => Ok(entry),
+        }
+    }
+
+    pub(super) fn ask_attr(&self, ino: INodeNo, request: &Request<'_>) -> Result<Attr> {
+        let answer = self.ask(&node(ino), request)?;
+        meaning(&answer, |reply| match reply {
+            Reply::Getattr(attr) | Reply::Setattr(attr) => Some(attr),
+            _ => None,
+        })
+    }
+
+    pub(super) fn ask_open(&self, ino: INodeNo, request: &Request<'_>) -> Result<Opened> {
+        let answer = self.ask(&node(ino), request)?;
+        meaning(&answer, |reply| match reply {
+            Reply::Open(opened) | Reply::Opendir(opened) => Some(opened),
+            _ => None,
+        })
+    }
+
+    pub(super) fn ask_create(&self, parent: INodeNo, create: Create) -> Result<Created> {
+        let answer = self.ask(&node(parent), &Request::Create(create))?;
+        let created = meaning(&answer, |reply| match reply {
+            Reply::Create(created) => Some(created),
+            _ => None,
+        })?;
+        match created.entry.node {
+            0 => Err(senseless(Kind::Create, "its node is 0")),
+            _ => Ok(created),
+        }
+    }
+
+    pub(super) fn ask_listing(&self, about: &About) -> Result<Listing> {
+        let answer = self.ask(about, &Request::Readdir(Readdir { size: LISTING }))?;
+        meaning(&answer, |reply| match reply {
+            Reply::Readdir(listing) => Some(listing),
+            _ => None,
+        })
+    }
+
+    pub(super) fn ask_statfs(&self, ino: INodeNo) -> Result<Statfs> {
+        let answer = self.ask(&node(ino), &Request::Statfs(Empty))?;
+        meaning(&answer, |reply| match reply {
+            Reply::Statfs(statfs) => Some(statfs),
+            _ => None,
+        })
+    }
+}
