@@ -579,14 +579,17 @@ impl Inside {
         stream
     }
 
-    fn still_serves(&self) {
-        let target = client::Target {
+    fn target(&self) -> client::Target {
+        client::Target {
             address: self.address.clone(),
             export: wire::Export::new("").unwrap(),
             token: None,
             timeout: Duration::from_secs(10),
-        };
-        client::Connection::open(&target).unwrap();
+        }
+    }
+
+    fn still_serves(&self) {
+        client::Connection::open(&self.target()).unwrap();
     }
 }
 
@@ -645,6 +648,33 @@ fn a_thousand_who_say_nothing_keep_nobody_out() {
         "{:?}",
         start.elapsed()
     );
+}
+
+#[test]
+fn as_many_are_served_as_there_may_be_and_strangers_do_not_count() {
+    let scratch = Scratch::new();
+    let options = Options {
+        connections: 2,
+        strangers: 5,
+        greeting: PATIENCE * 10,
+        ..Options::default()
+    };
+    let server = Inside::start(&scratch.source(), options);
+    let _silent: Vec<_> = (0..50).map(|_| server.connect()).collect();
+    let (one, two) = (server.greeted(), server.greeted());
+    let getattr = Request::Getattr(Default::default());
+    let about = Header {
+        node: 1,
+        ..Header::request(getattr.kind(), 2)
+    };
+    for served in [&one, &two] {
+        send(served, about, &getattr);
+        assert!(receive(served).1.is_some());
+    }
+    assert!(is_closed(&server.connect()));
+    drop(one);
+    // Its place is free again, once its thread has ended.
+    eventually(|| client::Connection::open(&server.target()).is_ok());
 }
 
 #[test]

@@ -155,8 +155,10 @@ struct Shared {
 struct Live {
     next: u64,
     streams: HashMap<u64, Arc<Stream>>,
-    /// Those that are not served yet, the oldest first.
+    /// Those that are not served yet, the oldest first. One that made room is not among
+    /// them any more, and its thread ends.
     strangers: BTreeSet<u64>,
+    served: usize,
 }
 
 /// A connection's place among those that there are, until it is dropped.
@@ -164,6 +166,7 @@ struct Live {
 struct Place {
     shared: Arc<Shared>,
     number: u64,
+    served: bool,
 }
 
 impl Place {
@@ -171,7 +174,7 @@ impl Place {
     fn take(shared: &Arc<Shared>, stream: &Arc<Stream>) -> Option<Self> {
         let mut live = shared.live.lock();
         let options = &shared.options;
-        if live.streams.len() - live.strangers.len() >= options.connections {
+        if live.served >= options.connections {
             return None;
         }
         // Whoever says nothing must not keep others out: it makes room, and its thread ends.
@@ -188,12 +191,16 @@ impl Place {
         Some(Self {
             shared: Arc::clone(shared),
             number,
+            served: false,
         })
     }
 
-    /// The client is one that is served.
-    fn is_known(&self) {
-        self.shared.live.lock().strangers.remove(&self.number);
+    /// The client has greeted. False if it had to make room, or if too many others have been faster.
+    fn is_served(&mut self) -> bool {
+        let mut live = self.shared.live.lock();
+        self.served = live.strangers.remove(&self.number) && live.served < self.shared.options.connections;
+        live.served += usize::from(self.served);
+        self.served
     }
 }
 
@@ -202,6 +209,7 @@ impl Drop for Place {
         let mut live = self.shared.live.lock();
         live.strangers.remove(&self.number);
         live.streams.remove(&self.number);
+        live.served -= usize::from(self.served);
         drop(live);
         self.shared.ended.notify_all();
     }
@@ -321,13 +329,11 @@ impl Server {
 }
 
 /// A connection, from its first frame to its last.
-fn converse(place: Place, stream: &Stream) {
+fn converse(mut place: Place, stream: &Stream) {
     let shared = Arc::clone(&place.shared);
     match greeting::greet(&shared, stream) {
-        Ok(Some(greeted)) => {
-            place.is_known();
-            session::serve(&shared.options, greeted, stream);
-        }
+        Ok(Some(greeted)) if place.is_served() => session::serve(&shared.options, greeted, stream),
+        Ok(Some(_)) => tracing::warn!("a client is not served: there are too many"),
         Ok(None) => {}
         Err(error) => tracing::info!("a client is not served: {error}"),
     }
