@@ -51,7 +51,7 @@ enum Suite {
     Warm,
     /// Single calls, whole files and listings, against the file system below
     Walk,
-    /// Hits with a million cached entries against a thousand, and the memory an entry takes
+    /// Hits with four million cached entries against a thousand, and the memory an entry takes
     Scale,
     /// A program on every opcode that sends everything up, against none
     Trivial,
