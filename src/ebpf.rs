@@ -15,5 +15,5 @@ pub use cache::{Cache, Key, NodeIo, Snapshot, Validity};
 pub use context::{Capacity, Context, Learning};
 pub use maps::Maps;
 pub use object::{OBJECT_MAX, Object, ObjectError};
-pub use row::Absent;
+pub use row::{Absent, boot_time};
 pub use stamps::Stamps;

@@ -45,6 +45,8 @@ impl Peer {
                 session: SessionId([3; 16]),
                 lease_ms: 60_000,
                 read_only: false,
+                requests: 32,
+                keep_ms: None,
             }),
         );
         peer
@@ -75,6 +77,7 @@ impl Peer {
 fn connected(behave: impl FnOnce(Peer) + Send + 'static) -> (Connection, thread::JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let target = Target {
+        keeps: false,
         address: listener.local_addr().unwrap().to_string().parse().unwrap(),
         export: Export::new("").unwrap(),
         token: None,

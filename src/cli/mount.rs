@@ -22,7 +22,8 @@ use super::{Failure, complain, notify};
 /// Mount a directory somewhere else, or what a server has, through extfuse.
 ///
 /// A server's directory is extfuse://HOST:PORT/NAME, without NAME the one that it serves without a name, or
-/// extfuse+unix:SOCKET. Whatever is asked of it is asked of the server: nothing is kept here.
+/// extfuse+unix:SOCKET. With the module its answers are kept until the server takes them back; without it, or with
+/// --consistency strict, everything is asked of the server.
 ///
 /// Without the extfuse module, or without privilege, it is mounted through stock FUSE, with a
 /// warning. The mount ends with `extfuse umount`, umount(8), or a signal (SIGINT, SIGTERM, SIGHUP)

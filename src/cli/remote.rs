@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, ensure};
 use clap::Args;
+use extfuse::ebpf::Validity;
 use extfuse::remote::Address;
 use extfuse::remote::client::{Connection, Remote, Target};
 use extfuse::remote::wire::Export;
 use extfuse::session::author::mount_counted;
 use extfuse::session::{self, Session, Supervisor};
+use extfuse::sys::mount::Flavor;
 
 use super::serve::{check_line, token};
 
@@ -29,6 +31,45 @@ pub struct Line {
     /// How long an answer may take; then everybody gets errors. Default: 30
     #[arg(long, value_name = "SECONDS", value_parser = super::mount::seconds)]
     timeout: Option<Duration>,
+    /// What may be kept of the server's answers: lease (the default): until the server says that somebody has
+    /// changed it; ttl=SECONDS: no longer than that either, though the server might allow it; strict: nothing
+    #[arg(long, value_name = "HOW", value_parser = consistency)]
+    consistency: Option<Consistency>,
+}
+
+/// What may be kept of a server's answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Consistency {
+    Strict,
+    Lease,
+    Ttl(Duration),
+}
+
+fn consistency(text: &str) -> Result<Consistency, String> {
+    match text {
+        "strict" => Ok(Consistency::Strict),
+        "lease" => Ok(Consistency::Lease),
+        _ => match text.strip_prefix("ttl=").and_then(session::parse_seconds) {
+            Some(ttl) => Ok(Consistency::Ttl(ttl)),
+            None => Err("strict, lease or ttl=SECONDS expected".into()),
+        },
+    }
+}
+
+impl Consistency {
+    /// For how long an answer may be kept, if the server allows `keep`; None: not at all.
+    fn valid(self, keep: Option<Duration>) -> Option<Validity> {
+        let most = match self {
+            Self::Strict => return None,
+            Self::Lease => keep,
+            Self::Ttl(ttl) => Some(keep.map_or(ttl, |keep| keep.min(ttl))),
+        };
+        match most {
+            None => Some(Validity::UntilChanged),
+            Some(Duration::ZERO) => None,
+            Some(most) => Some(Validity::For(most)),
+        }
+    }
 }
 
 /// What a server has, as `extfuse mount` is told it.
@@ -63,7 +104,7 @@ impl Source {
 impl Line {
     /// Whether anything was said that only matters for a server.
     pub fn is_given(&self) -> bool {
-        self.token_file.is_some() || self.insecure || self.timeout.is_some()
+        self.token_file.is_some() || self.insecure || self.timeout.is_some() || self.consistency.is_some()
     }
 }
 
@@ -105,13 +146,18 @@ pub fn mount(
     supervisor: Supervisor,
 ) -> anyhow::Result<Session<Remote>> {
     let options = how.options;
+    let consistency = line.consistency.unwrap_or(Consistency::Lease);
+    // Without the module nothing would be kept, and the server need not tell of changes.
+    let keeps = consistency != Consistency::Strict && !how.stock && Flavor::Extfuse.device().exists();
     let target = Target {
+        keeps,
         address: source.address,
         export: source.export,
         token: line.token_file.as_deref().map(token).transpose()?,
         timeout: line.timeout.unwrap_or(Duration::from_secs(30)),
     };
     let connection = Connection::open(&target)?;
+    let valid = consistency.valid(connection.keep()).filter(|_| keeps);
     let options = extfuse::MountOptions {
         fsname: options.fsname.unwrap_or(how.fsname),
         subtype: options.subtype,
@@ -121,13 +167,24 @@ pub fn mount(
         read_only: options.read_only || connection.is_read_only(),
         max_read: options.max_read,
         threads: how.threads.map_or(8, usize::from),
+        valid,
+        entry_attributes: false,
+        opens: valid.is_some(),
         ..extfuse::MountOptions::default()
     };
-    let remote = Remote::new(connection);
-    let upcalls = remote.upcalls();
-    Ok(mount_counted(how.mountpoint, &options, Some(supervisor), |_| {
-        (remote, Some(upcalls))
-    })?)
+    Ok(mount_counted(
+        how.mountpoint,
+        &options,
+        Some(supervisor),
+        |kernel| {
+            let remote = match valid {
+                Some(valid) => Remote::keeping(connection, kernel, valid),
+                None => Remote::new(connection),
+            };
+            let upcalls = remote.upcalls();
+            (remote, Some(upcalls))
+        },
+    )?)
 }
 
 #[cfg(test)]

@@ -2,9 +2,12 @@
 //! `extfuse serve`.
 
 use std::ffi::OsString;
+use std::fs::DirBuilder;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, ensure};
 use clap::Args;
@@ -40,6 +43,17 @@ pub struct Serve {
     /// Refuse every change
     #[arg(long)]
     read_only: bool,
+    /// How long clients may keep an answer that nobody has changed through this server: for changes that are made
+    /// in the directory without it; default: 1
+    #[arg(long, value_name = "SECONDS", value_parser = super::mount::seconds, conflicts_with = "exclusive")]
+    ttl: Option<Duration>,
+    /// All changes come through this server: clients keep answers until then
+    #[arg(long)]
+    exclusive: bool,
+    /// How long clients may use what they keep without hearing of the server. So long a change waits for a client that
+    /// is not there any more; default: 10
+    #[arg(long, value_name = "SECONDS", value_parser = super::mount::seconds)]
+    lease: Option<Duration>,
 }
 
 /// The bytes of a token's file, less a newline at its end.
@@ -61,6 +75,36 @@ pub fn check_line(address: &Address, insecure: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A folder of our own that is gone when the machine is: systemd's, the system's for root, the user's.
+fn runtime_folder() -> anyhow::Result<PathBuf> {
+    let uid = nix::unistd::geteuid();
+    let given = |name| {
+        std::env::var_os(name)
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from)
+    };
+    let folder = given("RUNTIME_DIRECTORY").unwrap_or_else(|| match given("XDG_RUNTIME_DIR") {
+        _ if uid.is_root() => "/run/extfuse".into(),
+        Some(of_user) => of_user.join("extfuse"),
+        None => std::env::temp_dir().join(format!("extfuse-{uid}")),
+    });
+    let shown = || format!("a folder for the server's leases: {}", folder.display());
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&folder)
+        .with_context(shown)?;
+    // In a folder for everybody somebody else may have been there first.
+    let seen = std::fs::symlink_metadata(&folder).with_context(shown)?;
+    let is_ours = seen.is_dir() && seen.uid() == uid.as_raw() && seen.mode() & 0o022 == 0;
+    ensure!(
+        is_ours,
+        "{} is not ours alone to write to: set RUNTIME_DIRECTORY",
+        folder.display()
+    );
+    Ok(folder)
+}
+
 impl Serve {
     pub fn run(self) -> Result<ExitCode, Failure> {
         check_line(&self.listen, self.insecure)
@@ -70,9 +114,16 @@ impl Serve {
         let exports = exports
             .collect::<anyhow::Result<Vec<_>>>()
             .map_err(Failure::Usage)?;
+        let default = Options::default();
         let options = Options {
+            lease: self.lease.unwrap_or(default.lease),
+            leases: Some(self.leases_file()?),
+            keep: match self.exclusive {
+                true => None,
+                false => self.ttl.or(default.keep),
+            },
             token: self.token_file.as_deref().map(token).transpose()?,
-            ..Options::default()
+            ..default
         };
         if let Err(errno) = Stack::raise_nofile() {
             tracing::warn!("cannot raise the limit of open files: {errno}");
@@ -87,6 +138,20 @@ impl Serve {
         notify(NotifyState::Ready);
         server.serve()?;
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// Where it is noted that clients may keep what this server has told them: the next one of the same directories and
+    /// address finds it there.
+    fn leases_file(&self) -> anyhow::Result<PathBuf> {
+        let folder = runtime_folder()?;
+        let mut name = blake3::Hasher::new();
+        for part in
+            std::iter::once(OsString::from(self.listen.to_string())).chain(self.directories.iter().cloned())
+        {
+            let part = part.as_bytes();
+            name.update(&(part.len() as u64).to_le_bytes()).update(part);
+        }
+        Ok(folder.join(format!("leases-{}", &name.finalize().to_hex()[..16])))
     }
 
     /// Every user of this machine can connect to a port of it, and would get this process's rights.

@@ -250,6 +250,11 @@ impl Cache {
         self.stamps.set_deadline(left.map_or(abi::NEVER, boot_time_after));
     }
 
+    /// The same, at that [`boot_time`]: for who does not know how long it takes to say so.
+    pub fn deadline_at(&self, boot_time: u64) {
+        self.stamps.set_deadline(boot_time);
+    }
+
     /// What became of what was to be published.
     #[must_use]
     pub fn published(&self) -> Published {

@@ -32,11 +32,12 @@ mod namespace;
 mod table;
 mod xattr;
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::FileAttr;
+use fuser::{FileAttr, FileHandle};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -57,6 +58,7 @@ use crate::sys::at;
 pub use self::attributes::SetAttr;
 pub use self::data::Opened;
 pub use self::directory::DirEntry;
+pub use self::table::Inode;
 pub use self::xattr::XattrReply;
 pub use crate::sys::creds::Caller;
 
@@ -211,6 +213,35 @@ impl Stack {
     #[must_use]
     pub fn nodes(&self) -> usize {
         self.nodes.len()
+    }
+
+    /// The inode of a node.
+    ///
+    /// # Errors
+    /// `ESTALE` if there is no such node.
+    pub fn inode(&self, id: NodeId) -> Result<Inode> {
+        self.nodes.get(id).map(|node| node.inode())
+    }
+
+    /// The inode that a name stands for; none if there is no such name.
+    ///
+    /// # Errors
+    /// `ESTALE` if there is no such directory; what looking at the name says.
+    pub fn inode_at(&self, parent: NodeId, name: &OsStr) -> Result<Option<Inode>> {
+        let dir = self.nodes.get(parent)?;
+        match at::stat_name(&*dir, namespace::component(name)?) {
+            Ok(stat) => Ok(Some(Inode::of(&stat))),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// The inode of an open file.
+    ///
+    /// # Errors
+    /// `EBADF` if the handle is none.
+    pub fn inode_of(&self, fh: FileHandle) -> Result<Inode> {
+        self.files.get(fh).map(|file| file.inode)
     }
 
     fn writable(&self) -> Result<()> {

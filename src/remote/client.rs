@@ -5,6 +5,7 @@ mod connection;
 mod filesystem;
 mod greeting;
 mod keeper;
+mod kept;
 mod questions;
 
 pub use self::connection::{About, Answer, Connection};

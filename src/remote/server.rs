@@ -12,9 +12,12 @@
 //! request names a node that it was given before, or one component below it, and no link is followed.
 
 mod answers;
+mod grace;
 mod greeting;
+mod leases;
 mod listener;
 mod session;
+mod touches;
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -29,14 +32,20 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::{Condvar, Mutex};
 
+use self::grace::Grace;
+use self::leases::Leases;
 use self::listener::Listener;
 use super::wire::auth::Token;
 use super::wire::{Export as ExportName, Sizes};
 use super::{Address, Stream};
 use crate::fs::{Stack, StackError, StackOptions};
+use crate::session::DEFAULT_TTL;
 
 /// How soon an accept that failed for want of descriptors or memory is tried again.
 const BREATH: Duration = Duration::from_millis(100);
+
+/// How long clients are given to forget what they keep when the server ends.
+const RECALL: Duration = Duration::from_secs(1);
 
 /// A directory that is served.
 #[derive(Clone, Debug)]
@@ -67,8 +76,19 @@ pub struct Options {
     pub token: Option<Token>,
     /// Headers and footers are at least as large.
     pub sizes: Sizes,
-    /// How long a connection may say nothing before it is closed.
+    /// How long a client may use what it was told after it has last said something: so long a change waits, at most,
+    /// for one that is not there any more.
     pub lease: Duration,
+    /// A file that is there while clients may keep what they were told: a server that finds it makes no change before
+    /// their leases are over. None: there was no server before, or everybody has forgotten it.
+    pub leases: Option<PathBuf>,
+    /// How long an answer may be kept at most, for changes that are made in the directory without this server. None:
+    /// there are none.
+    pub keep: Option<Duration>,
+    /// How many nodes and names a client may keep; what it is told beyond that it may not.
+    pub told: usize,
+    /// How long a connection may say nothing before it is closed.
+    pub silence: Duration,
     /// How long a client may take until it is served, all in all.
     pub greeting: Duration,
     /// How long a client may take to read a reply.
@@ -87,7 +107,11 @@ impl Default for Options {
         Self {
             token: None,
             sizes: Sizes::default(),
-            lease: Duration::from_secs(60),
+            lease: Duration::from_secs(10),
+            leases: None,
+            keep: Some(DEFAULT_TTL),
+            told: 1 << 20,
+            silence: Duration::from_secs(60),
             greeting: Duration::from_secs(10),
             sending: Duration::from_secs(30),
             connections: 1024,
@@ -114,6 +138,14 @@ pub enum ServerError {
         /// What the system said.
         error: io::Error,
     },
+    /// The file of leases cannot be read or written.
+    #[error("cannot use {path}, which tells of leases: {error}")]
+    Leases {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
     /// The system does not let us wait for clients.
     #[error("cannot wait for clients: {0}")]
     Wait(#[from] io::Error),
@@ -126,6 +158,7 @@ pub struct Server {
     /// Readable at its end: to stop.
     stop: UnixStream,
     stopper: Stopper,
+    grace: Option<Grace>,
     shared: Arc<Shared>,
 }
 
@@ -146,6 +179,7 @@ impl Stopper {
 struct Shared {
     exports: Vec<Export>,
     options: Options,
+    leases: Arc<Leases>,
     live: Mutex<Live>,
     ended: Condvar,
 }
@@ -233,11 +267,27 @@ impl Server {
             error,
         })?;
         let (stop, stopper) = UnixStream::pair()?;
+        let (grace, not_before) = match &options.leases {
+            None => (None, None),
+            Some(path) => {
+                let begun = Grace::begin(path, options.lease);
+                let (grace, until) = begun.map_err(|error| ServerError::Leases {
+                    path: path.clone(),
+                    error,
+                })?;
+                (Some(grace), until)
+            }
+        };
+        if not_before.is_some() {
+            tracing::info!("changes wait until the leases of a server before are over");
+        }
         Ok(Self {
             listener,
             stop,
             stopper: Stopper(Arc::new(stopper)),
+            grace,
             shared: Arc::new(Shared {
+                leases: Arc::new(Leases::new(options.lease, options.told, not_before)),
                 exports,
                 options,
                 live: Mutex::default(),
@@ -267,6 +317,7 @@ impl Server {
     /// If waiting for clients is impossible.
     pub fn serve(self) -> Result<(), ServerError> {
         let end = self.accept();
+        let forgotten = self.shared.leases.close(RECALL.min(self.shared.options.lease));
         let deadline = Instant::now() + self.shared.options.sending;
         let mut live = self.shared.live.lock();
         for stream in live.streams.values() {
@@ -278,6 +329,9 @@ impl Server {
                 tracing::warn!("{} connections have not ended", live.streams.len());
                 break;
             }
+        }
+        if let Some(grace) = self.grace.filter(|_| forgotten) {
+            grace.end();
         }
         end
     }
@@ -329,10 +383,10 @@ impl Server {
 }
 
 /// A connection, from its first frame to its last.
-fn converse(mut place: Place, stream: &Stream) {
+fn converse(mut place: Place, stream: &Arc<Stream>) {
     let shared = Arc::clone(&place.shared);
     match greeting::greet(&shared, stream) {
-        Ok(Some(greeted)) if place.is_served() => session::serve(&shared.options, greeted, stream),
+        Ok(Some(greeted)) if place.is_served() => session::serve(&shared, greeted, stream),
         Ok(Some(_)) => tracing::warn!("a client is not served: there are too many"),
         Ok(None) => {}
         Err(error) => tracing::info!("a client is not served: {error}"),

@@ -65,6 +65,9 @@ pub struct MountOptions {
     /// through the mount and by what is [invalidated](Kernel). [`Validity::UntilChanged`] is for file
     /// systems that nobody else changes, or that hear of every change. None: its own timeouts.
     pub valid: Option<Validity>,
+    /// The attributes that come with a name are the node's, and may be kept as those of GETATTR are. Not so where
+    /// the inode number that users see is another one than the nodeid: fuser has one for both.
+    pub entry_attributes: bool,
     /// Files and directories may be opened for reading as they were opened before, without the file system
     /// hearing of it. It does when it is asked something about the open file; one that counts opens, or
     /// decides by who opens, must not allow it. For as long as `valid` says: an open has no timeout of
@@ -92,6 +95,7 @@ impl Default for MountOptions {
             // As many as fuser has: not every file system expects to be called by several.
             threads: 1,
             valid: None,
+            entry_attributes: true,
             opens: false,
             holds_nodes: false,
             entries: None,
@@ -113,6 +117,15 @@ impl Kernel {
             cache: Arc::downgrade(&handlers.cache()),
             device: Arc::downgrade(handlers.device()),
         })
+    }
+
+    /// A side that no kernel is on: to see what one would be told, as with [`Cache::in_memory`].
+    #[must_use]
+    pub fn over(cache: &Arc<Cache>) -> Self {
+        Self {
+            cache: Arc::downgrade(cache),
+            device: Weak::new(),
+        }
     }
 
     /// What is published to the kernel, and taken back: for the moment, not to be kept.
@@ -220,8 +233,7 @@ pub fn mount_counted<FS: Filesystem>(
     };
     let learning = Learning {
         valid: options.valid,
-        // fuser gives a name with its attributes, whose inode number is the nodeid.
-        entry_attributes: true,
+        entry_attributes: options.entry_attributes,
         opens: options.opens,
     };
     let plan = Plan {

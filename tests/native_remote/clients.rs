@@ -57,6 +57,7 @@ impl Inside {
             nonce: [1; 32],
             export: wire::Export::new("").unwrap(),
             resume: None,
+            keeps: false,
         });
         send(&stream, Header::request(hello.kind(), 1), &hello);
         assert!(matches!(receive(&stream), (_, Some(()))));
@@ -65,6 +66,7 @@ impl Inside {
 
     fn target(&self) -> client::Target {
         client::Target {
+            keeps: false,
             address: self.address.clone(),
             export: wire::Export::new("").unwrap(),
             token: None,

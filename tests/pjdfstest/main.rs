@@ -139,6 +139,7 @@ fn with_server(source: PathBuf, socket: PathBuf, mnt: &Path, what: impl FnOnce()
     let stopper = server.stopper();
     let server = thread::spawn(move || server.serve());
     let target = Target {
+        keeps: false,
         address,
         export: wire::Export::new("").unwrap(),
         token: None,

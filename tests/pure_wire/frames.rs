@@ -58,6 +58,7 @@ fn headers() -> impl Strategy<Value = Header> {
         let reply = reply && payload_limit(kind, true).is_some();
         let mut flags = Flags::from_bits_truncate(flags);
         flags.set(Flags::REPLY, reply);
+        flags &= !Flags::KEEP | if reply { Flags::KEEP } else { Flags::empty() };
         let [request, node, handle, offset, file_version] = words;
         let status = if reply && status > 255 { status } else { 0 };
         Header {

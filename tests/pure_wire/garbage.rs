@@ -71,6 +71,8 @@ fn a_header_says_nothing_that_it_should_not() {
     assert!(matches!(refused(4, &[0]), WireError::Version(0)));
     assert!(matches!(refused(6, &[0]), WireError::Kind(0)));
     assert!(matches!(refused(6, &[8]), WireError::Kind(8)));
+    assert!(matches!(refused(8, &[0x20]), WireError::Flags(0x20)));
+    // KEEP, of what is no reply.
     assert!(matches!(refused(8, &[0x10]), WireError::Flags(0x10)));
     assert!(matches!(refused(12, &[1]), WireError::Status(1)));
     assert!(matches!(refused(60, &[1]), WireError::Reserved));

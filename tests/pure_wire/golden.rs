@@ -57,12 +57,14 @@ fn a_hello() {
         nonce: [0xaa; 32],
         export: Export::new("/srv").unwrap(),
         resume: Some(SessionId([0xbb; 16])),
+        keeps: true,
     });
     let expected = [
         &[1, 1, 102, 0x80, 0x20][..],
         &[0xaa; 32],
         b"\x04/srv\x01",
         &[0xbb; 16],
+        &[1],
     ]
     .concat();
     assert_eq!(hex(&hello.payload().unwrap()), hex(&expected));
@@ -82,6 +84,6 @@ fn every_message() {
     }
     assert_eq!(
         all.finalize().to_hex().as_str(),
-        "b2214b309015e10c002aeba27e0117e241a8b7ae7a89d9ccc25729d2bdde1a37"
+        "b2783bfc8933b3b1a54ad80001d1f197a60672192ce347f3e5804d6d16df0039"
     );
 }

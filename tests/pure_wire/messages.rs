@@ -142,7 +142,7 @@ fn numbers_out_of_range_are_refused() {
     assert!(attr(999_999_999, 6, 0o7777));
     assert!(!attr(1_000_000_000, 6, 0) && !attr(0, 7, 0) && !attr(0, 0, 0o10000));
     let hello = |header: u16| {
-        let fields = ((1u16, 1u16), (header, 102u16), [0u8; 32], "", false);
+        let fields = ((1u16, 1u16), (header, 102u16), [0u8; 32], "", false, false);
         let bytes = postcard::to_stdvec(&fields).unwrap();
         Request::decode(&asked(Kind::Hello), &bytes).is_ok()
     };

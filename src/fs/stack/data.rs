@@ -16,7 +16,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::Whence;
 
 use super::namespace::component;
-use super::table::Node;
+use super::table::{Inode, Node};
 use super::{Entry, Result, Stack};
 use crate::abi::NodeId;
 use crate::ebpf::NodeIo;
@@ -30,6 +30,7 @@ use crate::sys::inode_flags::InodeFlags;
 pub(super) struct OpenFile {
     pub(super) file: File,
     pub(super) writable: bool,
+    pub(super) inode: Inode,
 }
 
 /// What the kernel is told about an open file.
@@ -143,6 +144,7 @@ impl Stack {
         let fh = self.files.insert(OpenFile {
             file: File::from(fd),
             writable,
+            inode: node.inode(),
         });
         Opened {
             fh,

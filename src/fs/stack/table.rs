@@ -24,7 +24,23 @@ use super::io_mode::IoMode;
 use crate::abi::NodeId;
 use crate::sys::at::Stat;
 
-/// What makes an inode the same inode. The mount is part of it: below a directory that is mounted twice
+/// An inode of the source, whatever nodes stand for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Inode {
+    dev: (u32, u32),
+    ino: u64,
+}
+
+impl Inode {
+    pub(super) fn of(stat: &Stat) -> Self {
+        Self {
+            dev: stat.dev,
+            ino: stat.ino,
+        }
+    }
+}
+
+/// What makes a node the same node. The mount is part of it: below a directory that is mounted twice
 /// there may be different things, and one node has one parent only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Key {
@@ -57,6 +73,14 @@ pub struct Node {
 }
 
 impl Node {
+    /// The inode.
+    pub fn inode(&self) -> Inode {
+        Inode {
+            dev: self.key.dev,
+            ino: self.key.ino,
+        }
+    }
+
     /// Number of the device that holds it.
     pub fn dev(&self) -> (u32, u32) {
         self.key.dev

@@ -11,11 +11,14 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use tracing::{debug, warn};
 
 use super::greeting::{ConnectError, Target, greet};
 use super::keeper::{Duties, keep};
+use super::kept::Kept;
+use crate::Kernel;
+use crate::ebpf::boot_time;
 use crate::remote::Stream;
 use crate::remote::wire::message::{Empty, Forgotten};
 use crate::remote::wire::{
@@ -88,6 +91,8 @@ pub(super) enum Break {
 #[derive(Debug)]
 struct Waiting {
     asked: Header,
+    /// When, ns since boot.
+    at: u64,
     answer: SyncSender<Answer>,
 }
 
@@ -125,7 +130,7 @@ fn takes_its_time(kind: Kind) -> bool {
 
 /// What the connection and its two threads have in common.
 ///
-/// Lock order: none. Each of `writer`, `calls` and `duties` is taken while none of the others is held.
+/// Lock order: none. Each of `writer`, `calls`, `duties` and `kept` is taken while none of the others is held.
 #[derive(Debug)]
 pub(super) struct Shared {
     /// To shut it down, whoever is just using it.
@@ -133,7 +138,12 @@ pub(super) struct Shared {
     writer: Mutex<Writer>,
     calls: Mutex<Calls>,
     pub(super) duties: Duties,
+    /// What the kernel keeps of the answers.
+    pub(super) kept: Kept,
     pub(super) timeout: Duration,
+    /// Requests that may wait for replies; whoever asks beyond that waits for `room`.
+    most: usize,
+    room: Condvar,
     /// Whoever had the connection has let it go: an end is no news.
     closing: AtomicBool,
 }
@@ -155,6 +165,9 @@ impl Shared {
         } else {
             warn!(%reason, requests = waiting.len(), "the connection to the server is lost");
         }
+        // What nobody would hear the end of is not current any more.
+        self.kept.void();
+        self.room.notify_all();
         // Whoever reads or writes returns. If it cannot be shut down, it is down.
         let _ = self.stream.shutdown();
         self.duties.end();
@@ -216,11 +229,19 @@ impl Shared {
         let (answer, receiver) = sync_channel(1);
         {
             let mut calls = self.calls.lock();
+            let deadline = Instant::now() + self.timeout;
+            while !calls.broken && calls.waiting.len() >= self.most {
+                if self.room.wait_until(&mut calls, deadline).timed_out() {
+                    return Err(Errno::ETIMEDOUT);
+                }
+            }
             if calls.broken {
                 return Err(Errno::EIO);
             }
-            let asked = header;
-            calls.waiting.insert(header.request, Waiting { asked, answer });
+            let (asked, at) = (header, boot_time());
+            calls
+                .waiting
+                .insert(header.request, Waiting { asked, at, answer });
         }
         self.write(&header, &payload).inspect_err(|_| {
             self.calls.lock().waiting.remove(&header.request);
@@ -228,12 +249,37 @@ impl Shared {
         Ok(receiver)
     }
 
-    fn call(&self, about: &About, request: &Request<'_>, timeout: Duration) -> Result<Answer, Errno> {
+    /// The answer, and whether it may be kept. If not, the kernel is kept from it.
+    fn call(&self, about: &About, request: &Request<'_>, timeout: Duration) -> (Result<Answer, Errno>, bool) {
+        let answer = match self.ask(about, request, timeout) {
+            Ok(answer) => answer,
+            // Nobody knows what the server has done, or would have said.
+            Err(errno) => {
+                self.kept.not_to_be_kept(about, request);
+                return (Err(errno), false);
+            }
+        };
+        let keep = answer.header.flags.contains(Flags::KEEP);
+        if !keep {
+            self.kept.not_to_be_kept(about, request);
+        }
+        let answer = match answer.header.status {
+            0 => Ok(answer),
+            status => Err(match Errno::from_raw(status as i32) {
+                Errno::UnknownErrno => Errno::EIO,
+                errno => errno,
+            }),
+        };
+        (answer, keep)
+    }
+
+    /// The answer, whatever its status.
+    fn ask(&self, about: &About, request: &Request<'_>, timeout: Duration) -> Result<Answer, Errno> {
         let (kind, receiver) = (request.kind(), self.send(about, request)?);
         let mut left = timeout;
-        let answer = loop {
+        loop {
             match receiver.recv_timeout(left) {
-                Ok(answer) => break answer,
+                Ok(answer) => return Ok(answer),
                 Err(RecvTimeoutError::Disconnected) => return Err(Errno::EIO),
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -248,13 +294,6 @@ impl Shared {
                 self.fail(&Break::Silent { kind, timeout });
                 return Err(Errno::ETIMEDOUT);
             }
-        };
-        match answer.header.status {
-            0 => Ok(answer),
-            status => Err(match Errno::from_raw(status as i32) {
-                Errno::UnknownErrno => Errno::EIO,
-                errno => errno,
-            }),
         }
     }
 
@@ -269,17 +308,23 @@ impl Shared {
         let header = &answer.header;
         self.calls.lock().heard = Instant::now();
         if !header.is_reply() {
-            // The server sends no other request. What it names does not matter as long as nothing is kept.
-            return match header.kind {
-                Kind::Invalidate if self.duties.acknowledge(header.request) => Ok(()),
-                Kind::Invalidate => Err(Break::Flooded),
-                kind => Err(Break::Stray(kind)),
+            // The server sends no other request.
+            let Request::Invalidate(what) = Request::decode(header, &answer.payload)? else {
+                return Err(Break::Stray(header.kind));
+            };
+            // Here, in the order of the frames: an answer behind it may be kept again.
+            self.kept.invalidate(&what);
+            return match self.duties.acknowledge(header.request) {
+                true => Ok(()),
+                false => Err(Break::Flooded),
             };
         }
         let waiting = match self.calls.lock().waiting.entry(header.request) {
             Entry::Occupied(waiting) => waiting.remove(),
             Entry::Vacant(_) => return Err(Break::Stray(header.kind)),
         };
+        self.room.notify_one();
+        self.kept.renewed(waiting.at);
         let asked = &waiting.asked;
         if (asked.kind, asked.node, asked.handle) != (header.kind, header.node, header.handle) {
             return Err(Break::Stray(header.kind));
@@ -318,7 +363,7 @@ impl Shared {
 /// not made again. A server that owes a reply for longer than the target's timeout counts as dead, unless it is
 /// one that a disk may take its time for (FSYNC and the like) and the server says something else meanwhile; so
 /// does one that leaves a PING unanswered, which is sent when nothing else was for a third of that timeout, or of
-/// the session's lease. Nothing is kept of what the server says, so what it INVALIDATEs is given up at once.
+/// the session's lease.
 ///
 /// Dropping it says GOODBYE, waits a second at most, and ends its two threads.
 #[derive(Debug)]
@@ -326,6 +371,7 @@ pub struct Connection {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     read_only: bool,
+    keep: Option<Duration>,
 }
 
 impl Connection {
@@ -341,6 +387,7 @@ impl Connection {
             address: target.address.clone(),
             error,
         })?;
+        let asked = boot_time();
         let greeted = greet(&stream, target)?;
         let system = ConnectError::System;
         stream.set_read_timeout(None).map_err(system)?;
@@ -370,13 +417,17 @@ impl Connection {
                 broken: false,
             }),
             duties: Duties::default(),
+            kept: Kept::new(Duration::from_millis(greeted.hello.lease_ms.into()), asked),
             timeout,
+            most: usize::from(greeted.hello.requests.max(1)),
+            room: Condvar::new(),
             closing: AtomicBool::new(false),
         });
         let mut connection = Self {
             shared,
             threads: Vec::new(),
             read_only: greeted.hello.read_only,
+            keep: greeted.hello.keep_ms.map(|ms| Duration::from_millis(ms.into())),
         };
         let lease = Duration::from_millis(greeted.hello.lease_ms.into());
         let shared = Arc::clone(&connection.shared);
@@ -400,6 +451,11 @@ impl Connection {
     /// did not come in time; those of [`WireError::errno`] for a request that cannot be sent, such as one
     /// that is too long.
     pub fn call(&self, about: &About, request: &Request<'_>) -> Result<Answer, Errno> {
+        self.call_kept(about, request).0
+    }
+
+    /// The same, and whether the answer, or the error, may be kept.
+    pub(super) fn call_kept(&self, about: &About, request: &Request<'_>) -> (Result<Answer, Errno>, bool) {
         self.shared.call(about, request, self.shared.timeout)
     }
 
@@ -412,6 +468,28 @@ impl Connection {
     #[must_use]
     pub fn is_read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// How long answers may be kept at most; none: until the server says otherwise.
+    #[must_use]
+    pub fn keep(&self) -> Option<Duration> {
+        self.keep
+    }
+
+    /// From here on the kernel may keep answers. They are void when the server says so, and when it has not been
+    /// heard of for its lease.
+    pub fn keep_in(&self, kernel: Kernel) {
+        self.shared.kept.keep_in(kernel);
+    }
+
+    /// How long the lease on what was answered still holds.
+    #[must_use]
+    pub fn lease_left(&self) -> Duration {
+        self.shared.kept.left()
+    }
+
+    pub(super) fn kept(&self) -> &Kept {
+        &self.shared.kept
     }
 
     /// Whether it has broken: nothing but `EIO` comes of it then.

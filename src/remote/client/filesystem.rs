@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A remote directory towards fuser: each operation is one request to the server.
 //!
-//! The server's node numbers are the nodeids, and its handles the handles. Nothing is kept: every answer is
-//! valid for no time at all, so every question goes to the server, which has the one truth for all who
-//! mount it. Only data stays in the page cache while a file is open, as long as size and time of its last
-//! change stay the same (`FUSE_AUTO_INVAL_DATA`), and goes at the next open.
+//! The server's node numbers are the nodeids, and its handles the handles. Every answer is valid for no time at
+//! all, as far as FUSE is concerned. On stock FUSE that is all: every question goes to the server, which has the one
+//! truth for all who mount it, and only data stays in the page cache while a file is open, as long as size and time
+//! of its last change stay the same (`FUSE_AUTO_INVAL_DATA`). The module keeps what the server allows to be
+//! kept, until the server takes it back or is not heard of for its lease (`kept.rs`).
 //!
 //! Permissions are checked by this machine's kernel, by the modes and ACLs that the server answers: INIT
 //! insists on POSIX ACLs, which imply `default_permissions`. Locks (`flock`, `fcntl`) are this machine's
@@ -33,13 +34,14 @@ use nix::errno::Errno;
 
 use super::questions::{Result, data, file, file_at, node, number, senseless};
 use super::{About, Answer, Connection};
+use crate::Kernel;
+use crate::ebpf::Validity;
 use crate::fs::Upcalls;
 use crate::fs::kernel::{agree, left_to_the_kernel, writes};
 use crate::fs::upcalls::Opcode;
 use crate::remote::wire::message::{
-    Attr, Caller, CopyFileRange, Create, Data, Empty, Entry, Fallocate, Flush, Getxattr, Link, Listxattr,
-    Lookup, Lseek, Mkdir, Mknod, Open, Read, Release, Removexattr, Rename, Rmdir, SetAttr, Setxattr, Symlink,
-    Unlink,
+    Attr, Caller, CopyFileRange, Create, Data, Empty, Entry, Fallocate, Flush, Link, Listxattr, Lookup,
+    Lseek, Mkdir, Mknod, Open, Read, Release, Removexattr, Rename, Rmdir, SetAttr, Setxattr, Symlink, Unlink,
 };
 use crate::remote::wire::{
     Flags, Kind, MAX_PAYLOAD, Name, Request, Target, WireError, XattrName, XattrValue,
@@ -59,6 +61,8 @@ const MAX_COPY: u64 = 64 << 20;
 #[derive(Debug)]
 pub struct Remote {
     connection: Connection,
+    /// For how long what is published holds, at most.
+    valid: Validity,
     upcalls: Arc<Upcalls>,
 }
 
@@ -107,7 +111,19 @@ impl Remote {
     pub fn new(connection: Connection) -> Self {
         Self {
             connection,
+            valid: Validity::For(Duration::ZERO),
             upcalls: Arc::default(),
+        }
+    }
+
+    /// The same; the kernel keeps what the server allows to be kept, for as long as `valid` says, at most. The
+    /// [target](super::Target) has to have said so.
+    #[must_use]
+    pub fn keeping(connection: Connection, kernel: Kernel, valid: Validity) -> Self {
+        connection.keep_in(kernel);
+        Self {
+            valid,
+            ..Self::new(connection)
         }
     }
 
@@ -184,8 +200,11 @@ impl Filesystem for Remote {
 
     fn init(&mut self, _req: &FuseRequest, config: &mut KernelConfig) -> io::Result<()> {
         self.count(Opcode::Init);
-        let wanted =
-            InitFlags::FUSE_PARALLEL_DIROPS | InitFlags::FUSE_ASYNC_DIO | InitFlags::FUSE_AUTO_INVAL_DATA;
+        // A node is an inode of the server's, whose target never changes.
+        let wanted = InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_ASYNC_DIO
+            | InitFlags::FUSE_AUTO_INVAL_DATA
+            | InitFlags::FUSE_CACHE_SYMLINKS;
         agree(config, wanted)?;
         if config.set_max_write(MAX_WRITE).is_err() {
             return Err(Errno::EINVAL.into());
@@ -201,7 +220,7 @@ impl Filesystem for Remote {
         self.count(Opcode::Lookup);
         let result = name(leaf).and_then(|name| {
             self.connection
-                .ask_entry(parent, &Request::Lookup(Lookup { name }))
+                .ask_entry(parent, &Request::Lookup(Lookup { name }), self.valid)
         });
         self.reply_entry(Opcode::Lookup, reply, result);
     }
@@ -288,7 +307,8 @@ impl Filesystem for Remote {
                 rdev,
                 caller: caller(req),
             };
-            self.connection.ask_entry(parent, &Request::Mknod(mknod))
+            self.connection
+                .ask_entry(parent, &Request::Mknod(mknod), self.valid)
         });
         self.reply_entry(Opcode::Mknod, reply, result);
     }
@@ -310,7 +330,8 @@ impl Filesystem for Remote {
                 umask,
                 caller: caller(req),
             };
-            self.connection.ask_entry(parent, &Request::Mkdir(mkdir))
+            self.connection
+                .ask_entry(parent, &Request::Mkdir(mkdir), self.valid)
         });
         self.reply_entry(Opcode::Mkdir, reply, result);
     }
@@ -341,7 +362,8 @@ impl Filesystem for Remote {
                 target: ruled(Target::new(target.as_os_str().as_bytes()))?,
                 caller: caller(req),
             };
-            self.connection.ask_entry(parent, &Request::Symlink(symlink))
+            self.connection
+                .ask_entry(parent, &Request::Symlink(symlink), self.valid)
         });
         self.reply_entry(Opcode::Symlink, reply, result);
     }
@@ -383,7 +405,7 @@ impl Filesystem for Remote {
                 parent: newparent.0,
                 name,
             };
-            self.connection.ask_entry(ino, &Request::Link(link))
+            self.connection.ask_entry(ino, &Request::Link(link), self.valid)
         });
         self.reply_entry(Opcode::Link, reply, result);
     }
@@ -418,7 +440,7 @@ impl Filesystem for Remote {
                 flags,
                 caller: caller(req),
             };
-            self.connection.ask_create(parent, create)
+            self.connection.ask_create(parent, create, self.valid)
         });
         match result {
             Ok(created) => reply.created(
@@ -613,10 +635,8 @@ impl Filesystem for Remote {
 
     fn getxattr(&self, _req: &FuseRequest, ino: INodeNo, attribute: &OsStr, size: u32, reply: ReplyXattr) {
         self.count(Opcode::Getxattr);
-        let result = ruled(XattrName::new(attribute.as_bytes())).and_then(|name| {
-            let getxattr = Getxattr { name, room: size };
-            self.connection.ask(&node(ino), &Request::Getxattr(getxattr))
-        });
+        let result = ruled(XattrName::new(attribute.as_bytes()))
+            .and_then(|name| self.connection.ask_xattr(ino, name, size, self.valid));
         self.xattr(Opcode::Getxattr, reply, size, result);
     }
 

@@ -25,6 +25,8 @@ pub struct Target {
     /// What both ends know. With one, no server is accepted that does not have it; without one, none that
     /// asks for it.
     pub token: Option<Token>,
+    /// Whether answers are to be kept, with a [kernel](super::Connection::keep_in) that does.
+    pub keeps: bool,
     /// How long it may take to connect, and then the whole greeting; and afterwards any reply.
     pub timeout: Duration,
 }
@@ -185,6 +187,7 @@ pub(super) fn greet(stream: &Stream, target: &Target) -> Result<Greeted, Connect
         nonce: random().map_err(ConnectError::System)?,
         export: target.export.clone(),
         resume: None,
+        keeps: target.keeps,
     };
     let (nonce, wished) = (hello.nonce, hello.sizes);
     let request = Request::Hello(hello);

@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What is asked of the server, and what its answers mean. Whatever it answers, the worst that comes of it is `EIO`.
 
-use fuser::{FileHandle, INodeNo};
+use fuser::{FileAttr, FileHandle, FileType, INodeNo};
 use nix::errno::Errno;
 use tracing::warn;
 
 use super::{About, Answer, Connection};
+use crate::abi::NodeId;
+use crate::ebpf::row::xattr_class;
+use crate::ebpf::{NodeIo, Snapshot, Validity};
 use crate::remote::wire::message::{
-    Attr, Create, Created, Data, Empty, Entry, Listing, Opened, Readdir, Statfs,
+    Attr, Create, Created, Data, Empty, Entry, Getxattr, Listing, Opened, Readdir, Statfs,
 };
-use crate::remote::wire::{Kind, Reply, Request};
+use crate::remote::wire::{Flags, Kind, Reply, Request, XattrName};
 
 /// What one READDIR asks for: as much as glibc's readdir(3) does. fuser does not say for how much there is
 /// room; what there is none for is asked for again.
@@ -80,16 +83,23 @@ pub(super) fn data(answer: &Answer, most: u32) -> Result<&[u8]> {
     }
 }
 
+/// What the kernel gets for an error. `ENOSYS` means to it that it must never ask again, and for some requests that
+/// all is well.
+fn ask_again(errno: Errno) -> Errno {
+    match errno {
+        Errno::ENOSYS => Errno::EOPNOTSUPP,
+        errno => errno,
+    }
+}
+
 impl Connection {
     pub(super) fn ask(&self, about: &About, request: &Request<'_>) -> Result<Answer> {
-        self.call(about, request).map_err(|errno| match errno {
-            // To the kernel it means that it must never ask again, and for some requests that all is well.
-            Errno::ENOSYS => Errno::EOPNOTSUPP,
-            errno => errno,
-        })
+        self.call(about, request).map_err(ask_again)
     }
 
-    pub(super) fn ask_entry(&self, parent: INodeNo, request: &Request<'_>) -> Result<Entry> {
+    /// An entry; what it says of its node is published if it may be kept.
+    pub(super) fn ask_entry(&self, parent: INodeNo, request: &Request<'_>, valid: Validity) -> Result<Entry> {
+        let snapshot = self.kept().snapshot();
         let answer = self.ask(&node(parent), request)?;
         let entry = meaning(&answer, |reply| match reply {
             Reply::Lookup(entry) | Reply::Mknod(entry) | Reply::Mkdir(entry) => Some(entry),
@@ -99,8 +109,53 @@ impl Connection {
         // To the kernel, 0 would be a name that does not exist.
         match entry.node {
             0 => Err(senseless(answer.header.kind, "its node is 0")),
-            _ => Ok(entry),
+            _ => {
+                self.publish_attr(&answer, &entry, snapshot, valid);
+                Ok(entry)
+            }
         }
+    }
+
+    fn publish_attr(&self, answer: &Answer, entry: &Entry, snapshot: Option<Snapshot>, valid: Validity) {
+        let Some(at) = snapshot.filter(|_| answer.header.flags.contains(Flags::KEEP)) else {
+            return;
+        };
+        let attr = FileAttr::from(entry.attr);
+        let io = match attr.kind {
+            FileType::Directory => NodeIo::Listing,
+            _ => NodeIo::Daemon,
+        };
+        self.kept()
+            .publish(|cache| cache.publish_attr(NodeId(entry.node), &attr, io, at, valid));
+    }
+
+    /// GETXATTR, for `room` bytes. The value, or that there is none, is published if it may be kept.
+    pub(super) fn ask_xattr(
+        &self,
+        ino: INodeNo,
+        name: XattrName,
+        room: u32,
+        valid: Validity,
+    ) -> Result<Answer> {
+        let snapshot = self.kept().snapshot();
+        let request = Request::Getxattr(Getxattr {
+            name: name.clone(),
+            room,
+        });
+        let (answer, keep) = self.call_kept(&node(ino), &request);
+        let publishable = xattr_class(name.as_bytes()).is_some() || name.as_bytes() == b"security.selinux";
+        if let Some(at) = snapshot.filter(|_| keep && publishable) {
+            let publish = |value: std::result::Result<&[u8], i32>| {
+                self.kept()
+                    .publish(|cache| cache.publish_xattr(NodeId(ino.0), name.as_bytes(), value, at, valid));
+            };
+            match &answer {
+                Ok(answer) if room != 0 => publish(Ok(&answer.payload)),
+                Err(errno @ (Errno::ENODATA | Errno::EOPNOTSUPP)) => publish(Err(*errno as i32)),
+                _ => {}
+            }
+        }
+        answer.map_err(ask_again)
     }
 
     pub(super) fn ask_attr(&self, ino: INodeNo, request: &Request<'_>) -> Result<Attr> {
@@ -119,7 +174,8 @@ impl Connection {
         })
     }
 
-    pub(super) fn ask_create(&self, parent: INodeNo, create: Create) -> Result<Created> {
+    pub(super) fn ask_create(&self, parent: INodeNo, create: Create, valid: Validity) -> Result<Created> {
+        let snapshot = self.kept().snapshot();
         let answer = self.ask(&node(parent), &Request::Create(create))?;
         let created = meaning(&answer, |reply| match reply {
             Reply::Create(created) => Some(created),
@@ -127,7 +183,10 @@ impl Connection {
         })?;
         match created.entry.node {
             0 => Err(senseless(Kind::Create, "its node is 0")),
-            _ => Ok(created),
+            _ => {
+                self.publish_attr(&answer, &created.entry, snapshot, valid);
+                Ok(created)
+            }
         }
     }
 

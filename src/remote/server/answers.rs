@@ -32,6 +32,21 @@ pub enum Owned {
 }
 
 impl Owned {
+    /// The entry that it tells of, if it does.
+    pub fn entry_mut(&mut self) -> Option<&mut message::Entry> {
+        match self {
+            Self::Whole(
+                Reply::Lookup(entry)
+                | Reply::Mknod(entry)
+                | Reply::Mkdir(entry)
+                | Reply::Symlink(entry)
+                | Reply::Link(entry)
+                | Reply::Create(Created { entry, .. }),
+            ) => Some(entry),
+            _ => None,
+        }
+    }
+
     pub fn as_reply(&self) -> Reply<'_> {
         match self {
             Self::Whole(reply) => reply.clone(),
@@ -81,18 +96,12 @@ fn no_backing(_: BorrowedFd<'_>) -> io::Result<BackingId> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Does what is asked; None where nobody waits for an answer. READ is not for here.
-pub fn answer(stack: &Stack, header: &Header, request: Request<'_>) -> Result<Option<Answer>> {
+/// Does what is asked. READ and FORGET are not for here.
+pub fn answer(stack: &Stack, header: &Header, request: Request<'_>) -> Result<Answer> {
     let (node, handle) = (NodeId(header.node), FileHandle(header.handle));
     let done = |reply: fn(message::Empty) -> Reply<'static>| Answer::from(reply(message::Empty));
     let answer = match request {
         Request::Lookup(m) => Reply::Lookup(entry(stack.lookup(node, m.name.as_os_str())?)).into(),
-        Request::Forget(m) => {
-            for forgotten in m.nodes {
-                stack.forget(NodeId(forgotten.node), forgotten.nlookup);
-            }
-            return Ok(None);
-        }
         Request::Getattr(_) => Reply::Getattr((&stack.getattr(node)?).into()).into(),
         Request::Setattr(m) => Reply::Setattr((&stack.setattr(node, &changes(m))?).into()).into(),
         Request::Readlink(_) => Owned::Target(stack.readlink(node)?.into_vec()).into(),
@@ -225,7 +234,7 @@ pub fn answer(stack: &Stack, header: &Header, request: Request<'_>) -> Result<Op
         // Locks hold among those who use one mount; the rest is not for here.
         _ => return Err(Errno::ENOSYS),
     };
-    Ok(Some(answer))
+    Ok(answer)
 }
 
 fn handle_of(handle: FileHandle) -> Opened {

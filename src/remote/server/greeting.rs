@@ -6,6 +6,7 @@ use std::io;
 use blake3::Hash;
 use nix::errno::Errno;
 
+use super::session::{WAITING, millis};
 use super::{Export, Shared, find};
 use crate::fs::{Stack, StackError};
 use crate::remote::Stream;
@@ -41,6 +42,8 @@ pub struct Greeted {
     pub stack: Stack,
     pub sizes: Sizes,
     pub key: Option<SessionKey>,
+    /// The client keeps what it is told.
+    pub keeps: bool,
 }
 
 /// A request, between its header and its payload.
@@ -96,14 +99,17 @@ pub fn greet(shared: &Shared, stream: &Stream) -> Result<Option<Greeted>, Unwelc
     let mut session = SessionId([0; 16]);
     session.0.copy_from_slice(&id[..16]);
     let sizes = hello.sizes.or_larger(options.sizes);
+    let keeps = hello.keeps;
     let reply = Reply::Hello(HelloReply {
         version: VERSION,
         sizes,
         nonce,
         token: options.token.is_some(),
         session,
-        lease_ms: options.lease.as_millis().try_into().unwrap_or(u32::MAX),
+        lease_ms: millis(options.lease),
         read_only: export.read_only,
+        requests: u16::try_from(options.threads.max(1) + WAITING).unwrap_or(u16::MAX),
+        keep_ms: options.keep.map(millis),
     });
     let reply_payload = reply.payload()?;
     let said = Greeting::new(hello.nonce, nonce, hello_payload, &reply_payload);
@@ -115,6 +121,7 @@ pub fn greet(shared: &Shared, stream: &Stream) -> Result<Option<Greeted>, Unwelc
             stack,
             sizes,
             key: None,
+            keeps,
         }));
     };
     let Some((header, Request::Authenticate(theirs), _)) =
@@ -127,7 +134,12 @@ pub fn greet(shared: &Shared, stream: &Stream) -> Result<Option<Greeted>, Unwelc
         Some(_) => {
             let ours = Reply::Authenticate(Proof(proof(token, Side::Server, &said).into()));
             writer.write_frame(&header.reply(), 0, &[&ours.payload()?])?;
-            Ok(Some(Greeted { stack, sizes, key }))
+            Ok(Some(Greeted {
+                stack,
+                sizes,
+                key,
+                keeps,
+            }))
         }
         None => {
             refuse(&mut writer, &header, Errno::EACCES)?;

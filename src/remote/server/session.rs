@@ -2,37 +2,43 @@
 //! The requests of a client that is served.
 
 use std::io::{self, IoSlice, Write};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use parking_lot::Mutex;
 
-use super::Options;
+use super::Shared;
 use super::answers::{Answer, answer};
 use super::greeting::Greeted;
+use super::leases::{self, Change, Holder, Leases, Part, Thing};
+use super::touches::{self, inodes, names, told};
+use crate::abi::NodeId;
 use crate::fs::Stack;
 use crate::remote::Stream;
-use crate::remote::wire::message::Renewed;
-use crate::remote::wire::{FrameReader, FrameWriter, Header, Kind, Reply, Request, Side, WireError};
+use crate::remote::wire::message::{Data, Entry, Invalidate, Invalidation, Renewed};
+use crate::remote::wire::{Flags, FrameReader, FrameWriter, Header, Kind, Reply, Request, Side, WireError};
 
 /// Requests that wait for a thread. With those that are being answered it bounds what a client makes us hold.
-const WAITING: usize = 16;
+pub const WAITING: usize = 16;
 
 /// A request as it came.
 type Job = (Header, Vec<u8>);
 
 /// The stream, on which every frame has the same time, however slowly it is taken: the limit of a write begins anew
 /// with each byte.
-struct Prompt<'s> {
-    stream: &'s Stream,
+#[derive(Debug)]
+struct Prompt {
+    stream: Arc<Stream>,
     timeout: Duration,
     /// Of the frame that has begun.
     deadline: Option<Instant>,
 }
 
-impl Prompt<'_> {
+impl Prompt {
     /// The time that is left for the next part of the frame.
     fn hurry(&mut self) -> io::Result<()> {
         let Some(deadline) = self.deadline else {
@@ -47,15 +53,15 @@ impl Prompt<'_> {
     }
 }
 
-impl Write for Prompt<'_> {
+impl Write for Prompt {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.hurry()?;
-        self.stream.write(bytes)
+        (&*self.stream).write(bytes)
     }
 
     fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         self.hurry()?;
-        self.stream.write_vectored(slices)
+        (&*self.stream).write_vectored(slices)
     }
 
     /// The frame is whole.
@@ -65,18 +71,46 @@ impl Write for Prompt<'_> {
     }
 }
 
-struct Session<'s> {
-    stack: Stack,
-    stream: &'s Stream,
+/// The direction from us to the client.
+#[derive(Debug)]
+struct Line {
+    stream: Arc<Stream>,
     /// Locked for one frame, and nothing else is locked meanwhile.
-    writer: Mutex<FrameWriter<Prompt<'s>>>,
+    writer: Mutex<FrameWriter<Prompt>>,
+}
+
+impl Line {
+    fn send(&self, header: &Header, payload: &[u8]) -> Result<(), WireError> {
+        self.writer.lock().write_frame(header, 0, &[payload])
+    }
+}
+
+impl leases::Line for Line {
+    fn tell(&self, number: u64, what: Vec<Invalidation>) -> Result<(), WireError> {
+        let invalidate = Request::Invalidate(Invalidate { what });
+        self.send(&Header::request(Kind::Invalidate, number), &invalidate.payload()?)
+    }
+
+    fn cut(&self) {
+        // What is down already needs no more.
+        let _ = self.stream.shutdown();
+    }
+}
+
+struct Session<'s> {
+    shared: &'s Shared,
+    stack: Stack,
+    line: Arc<Line>,
+    /// None of a client that keeps nothing.
+    holder: Option<Arc<Holder>>,
 }
 
 /// Answers, until the client says goodbye, is gone, says nothing for too long, or nonsense.
-pub fn serve(options: &Options, greeted: Greeted, stream: &Stream) {
-    let mut reader = FrameReader::new(stream, Side::Client);
+pub fn serve(shared: &Shared, greeted: Greeted, stream: &Arc<Stream>) {
+    let options = &shared.options;
+    let mut reader = FrameReader::new(&**stream, Side::Client);
     let prompt = Prompt {
-        stream,
+        stream: Arc::clone(stream),
         timeout: options.sending,
         deadline: None,
     };
@@ -88,22 +122,31 @@ pub fn serve(options: &Options, greeted: Greeted, stream: &Stream) {
         writer.sign_with(key);
     }
     let timeouts = stream
-        .set_read_timeout(Some(options.lease))
+        .set_read_timeout(Some(options.silence))
         .and_then(|()| stream.set_write_timeout(Some(options.sending)));
     if let Err(error) = timeouts {
         tracing::warn!("a client is not served: {error}");
         return;
     }
-    let session = Session {
-        stack: greeted.stack,
-        stream,
+    let line = Arc::new(Line {
+        stream: Arc::clone(stream),
         writer: Mutex::new(writer),
+    });
+    let holder = greeted
+        .keeps
+        .then(|| shared.leases.holder(Arc::clone(&line) as _));
+    let session = Session {
+        shared,
+        stack: greeted.stack,
+        line,
+        holder,
     };
     let (jobs, waiting) = sync_channel::<Job>(WAITING);
     let waiting = Mutex::new(waiting);
     let (free, mut threads) = (AtomicUsize::new(0), 0);
+    let mut goodbye = false;
     thread::scope(|scope| {
-        let end = session.listen(options, &mut reader, |job| {
+        let end = session.listen(&mut reader, |job| {
             // Only this thread takes from those that are free, so each is counted on once. One that waits for a
             // disk keeps nobody waiting but who comes when all are there.
             let taken = |n: usize| n.checked_sub(1);
@@ -121,43 +164,62 @@ pub fn serve(options: &Options, greeted: Greeted, stream: &Stream) {
             threads > 0 && jobs.send(job).is_ok()
         });
         match end {
-            Ok(()) => tracing::debug!("a client has gone"),
+            Ok(End::Goodbye) => goodbye = true,
+            Ok(End::Gone) => tracing::debug!("a client has gone"),
             Err(WireError::Idle) => tracing::info!("a client has said nothing for too long"),
             Err(error) => tracing::warn!("a client was sent away: {error}"),
+        }
+        // Changes by others wait for it no longer than its lease.
+        if let Some(holder) = &session.holder {
+            holder.ended(goodbye);
         }
         // No frame will be understood from here on, and none be waited for; what was asked is still done.
         drop(jobs);
     });
 }
 
+/// How the frames of a client have ended.
+enum End {
+    Goodbye,
+    Gone,
+}
+
 impl Session<'_> {
     fn listen(
         &self,
-        options: &Options,
         reader: &mut FrameReader<&Stream>,
         mut hand_over: impl FnMut(Job) -> bool,
-    ) -> Result<(), WireError> {
+    ) -> Result<End, WireError> {
         loop {
             let mut buffer = Vec::new();
             let Some(frame) = reader.read_frame(&mut buffer)? else {
-                return Ok(());
+                return Ok(End::Gone);
             };
             let header = frame.header;
+            if let Some(holder) = &self.holder {
+                holder.heard();
+            }
             match header.kind {
                 Kind::Ping => self.send(&header.reply(), &Reply::Ping(Default::default()))?,
                 Kind::Renew => {
-                    let lease_ms = options.lease.as_millis().try_into().unwrap_or(u32::MAX);
+                    let lease_ms = millis(self.shared.options.lease);
                     self.send(&header.reply(), &Reply::Renew(Renewed { lease_ms }))?;
                 }
                 Kind::Goodbye => {
-                    return self.send(&header.reply(), &Reply::Goodbye(Default::default()));
+                    self.send(&header.reply(), &Reply::Goodbye(Default::default()))?;
+                    return Ok(End::Goodbye);
                 }
-                // Nothing is told that a client would have to take note of.
-                Kind::Invalidated => {}
+                Kind::Invalidated => {
+                    if let Some(holder) = &self.holder {
+                        holder.acknowledged(header.request);
+                    }
+                }
                 Kind::Hello | Kind::Authenticate => return Err(WireError::NotThat(header.kind)),
+                // Here, so that it needs none of the places that are for what has a reply.
+                Kind::Forget => self.forget(&header, &buffer),
                 _ => {
                     if !hand_over((header, buffer)) {
-                        return Ok(());
+                        return Ok(End::Gone);
                     }
                 }
             }
@@ -165,8 +227,24 @@ impl Session<'_> {
     }
 
     fn send(&self, header: &Header, reply: &Reply<'_>) -> Result<(), WireError> {
-        let payload = reply.payload()?;
-        self.writer.lock().write_frame(header, 0, &[&payload])
+        self.line.send(header, &reply.payload()?)
+    }
+
+    fn forget(&self, header: &Header, payload: &[u8]) {
+        let nodes = match Request::decode(header, payload) {
+            Ok(Request::Forget(forget)) => forget.nodes,
+            Ok(_) => return,
+            Err(error) => return tracing::warn!("a request cannot be understood: {error}"),
+        };
+        for forgotten in nodes {
+            let node = NodeId(forgotten.node);
+            self.stack.forget(node, forgotten.nlookup);
+            if let Some(holder) = &self.holder
+                && self.stack.inode(node).is_err()
+            {
+                holder.forget(forgotten.node);
+            }
+        }
     }
 
     fn work(&self, waiting: &Mutex<Receiver<Job>>, free: &AtomicUsize) {
@@ -177,10 +255,50 @@ impl Session<'_> {
             if let Err(error) = self.answer(&header, &payload) {
                 tracing::info!("a reply did not reach its client: {error}");
                 // Nobody can be answered any more: the requests that are still to come are not to be done.
-                let _ = self.stream.shutdown();
+                let _ = self.line.stream.shutdown();
             }
             free.fetch_add(1, Ordering::AcqRel);
         }
+    }
+
+    /// Announces what the request changes, and takes down what its reply tells; whether that may be kept.
+    fn begin(&self, header: &Header, request: &Request<'_>) -> Result<(Option<Change<'_>>, bool), Errno> {
+        let leases: &Leases = &self.shared.leases;
+        let by = self.holder.as_ref();
+        let patience = self.shared.options.sending;
+        let change = match touches::changes(request) {
+            true => Some(
+                leases.change(by, names(&self.stack, header, request)?, patience, || {
+                    inodes(&self.stack, header, request)
+                })?,
+            ),
+            false => None,
+        };
+        let Some(holder) = by else {
+            return Ok((change, false));
+        };
+        let keep = match told(&self.stack, header, request)? {
+            Some((node, thing)) => holder.note(
+                node,
+                &thing,
+                change.as_ref().map_or(&[], |change| change.things()),
+            ),
+            None => false,
+        };
+        Ok((change, keep))
+    }
+
+    /// An entry is about to be told: its attributes once more, now that it is known whose they are. Whether they may
+    /// be kept.
+    fn entry(&self, entry: &mut Entry, change: Option<&Change<'_>>) -> Result<bool, Errno> {
+        let Some(holder) = &self.holder else {
+            return Ok(false);
+        };
+        let node = NodeId(entry.node);
+        let thing = Thing::Of(self.stack.inode(node)?, Part::Attributes);
+        let keep = holder.note(entry.node, &thing, change.map_or(&[], |change| change.things()));
+        entry.attr = (&self.stack.getattr(node)?).into();
+        Ok(keep)
     }
 
     fn answer(&self, header: &Header, payload: &[u8]) -> Result<(), WireError> {
@@ -188,8 +306,12 @@ impl Session<'_> {
             Ok(request) => request,
             Err(error) => {
                 tracing::warn!("a request cannot be understood: {error}");
-                return self.refuse(header, error.errno() as u32);
+                return self.refuse(header, error.errno() as u32, false);
             }
+        };
+        let (change, mut keep) = match self.begin(header, &request) {
+            Ok(begun) => begun,
+            Err(errno) => return self.refuse(header, errno as u32, false),
         };
         // Its bytes go from the file's buffer to the stream.
         if let Request::Read(read) = &request {
@@ -197,37 +319,48 @@ impl Session<'_> {
                 fuser::FileHandle(header.handle),
                 header.offset,
                 read.size,
-                |bytes| {
-                    self.send(
-                        &header.reply(),
-                        &Reply::Read(crate::remote::wire::message::Data(bytes)),
-                    )
-                },
+                |bytes| self.send(&reply_to(header, keep), &Reply::Read(Data(bytes))),
             );
-            return sent.unwrap_or_else(|errno| self.refuse(header, errno as u32));
+            return sent.unwrap_or_else(|errno| self.refuse(header, errno as u32, false));
         }
-        match answer(&self.stack, header, request) {
-            Ok(None) => Ok(()),
-            Ok(Some(Answer { reply, number })) => {
+        let mut answered = answer(&self.stack, header, request);
+        if let Ok(Answer { reply, .. }) = &mut answered
+            && let Some(entry) = reply.entry_mut()
+        {
+            match self.entry(entry, change.as_ref()) {
+                Ok(both) => keep &= both,
+                Err(errno) => answered = Err(errno),
+            }
+        }
+        drop(change);
+        match answered {
+            Ok(Answer { reply, number }) => {
                 let header = Header {
                     offset: number,
-                    ..header.reply()
+                    ..reply_to(header, keep)
                 };
                 self.send(&header, &reply.as_reply())
             }
-            Err(errno) => self.refuse(header, errno as u32),
+            Err(errno) => self.refuse(header, errno as u32, keep),
         }
     }
 
-    fn refuse(&self, header: &Header, errno: u32) -> Result<(), WireError> {
-        // What has no reply has no error either.
-        if header.kind == Kind::Forget {
-            return Ok(());
-        }
+    fn refuse(&self, header: &Header, errno: u32, keep: bool) -> Result<(), WireError> {
         let header = Header {
             status: errno.min(511),
-            ..header.reply()
+            ..reply_to(header, keep)
         };
-        self.writer.lock().write_frame(&header, 0, &[])
+        self.line.send(&header, &[])
     }
+}
+
+fn reply_to(header: &Header, keep: bool) -> Header {
+    let mut reply = header.reply();
+    reply.flags.set(Flags::KEEP, keep);
+    reply
+}
+
+/// Milliseconds, as messages have them.
+pub fn millis(duration: Duration) -> u32 {
+    duration.as_millis().try_into().unwrap_or(u32::MAX)
 }

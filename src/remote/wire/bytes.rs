@@ -122,6 +122,13 @@ ruled! {
     XattrValue: "an attribute's value", 0..=super::MAX_XATTR as usize, |_| true;
 }
 
+impl From<Name> for ListedName {
+    /// Every name may be listed.
+    fn from(name: Name) -> Self {
+        Self(name.0)
+    }
+}
+
 fn no_nul(bytes: &[u8]) -> bool {
     !bytes.contains(&0)
 }

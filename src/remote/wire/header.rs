@@ -155,7 +155,8 @@ impl Header {
 
     /// What holds for every header, whoever made it.
     fn check(&self) -> Result<(), WireError> {
-        if Flags::from_bits(self.flags.bits()).is_none() {
+        let request_keeps = self.flags.contains(Flags::KEEP) && !self.is_reply();
+        if Flags::from_bits(self.flags.bits()).is_none() || request_keeps {
             return Err(WireError::Flags(self.flags.bits()));
         }
         if self.status > LARGEST_ERRNO || self.status != 0 && !self.is_reply() {

@@ -139,5 +139,7 @@ bitflags! {
         const WRITE_BACK = 1 << 2;
         /// WRITE: at the end of the file, wherever that is now.
         const APPEND = 1 << 3;
+        /// A reply that the client may keep, for as long as its lease holds, until an INVALIDATE names what it says.
+        const KEEP = 1 << 4;
     }
 }

@@ -41,6 +41,8 @@ pub struct Hello {
     pub export: Export,
     /// The session to go on with, if the server still has it.
     pub resume: Option<SessionId>,
+    /// Whether the client keeps what it is told, and wants to hear of changes.
+    pub keeps: bool,
 }
 
 /// What the server makes of it.
@@ -57,10 +59,15 @@ pub struct HelloReply {
     /// The session: the one asked for if it goes on, else a new one, and then nothing that the client
     /// knows of the other is worth anything.
     pub session: SessionId,
-    /// Milliseconds without a frame from the client after which its session may be given up.
+    /// Milliseconds from a frame of the client for which it may use what it was told.
     pub lease_ms: u32,
     /// Whether every change is refused.
     pub read_only: bool,
+    /// Requests that may wait for their replies at the same time; the server may take no frame from who has more.
+    pub requests: u16,
+    /// Milliseconds for which an answer may be kept at most, because others change the directory without the server
+    /// hearing of it. None: all changes come through the server.
+    pub keep_ms: Option<u32>,
 }
 
 /// AUTHENTICATE and its reply: that the sender has the token.

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What this machine's kernel keeps of the server's answers, and until when.
+//!
+//! The kernel keeps an answer with the clock of before it was asked (`docs/abi.md`), so it is enough to void it before
+//! INVALIDATED is sent: one that is still on its way is old when it arrives. The lease is the stamps' deadline: when
+//! the server is not heard any more nothing is current, without anybody doing anything.
+
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+
+use super::connection::About;
+use crate::Kernel;
+use crate::abi::NodeId;
+use crate::ebpf::{Cache, Key, Snapshot, boot_time};
+use crate::remote::wire::Request;
+use crate::remote::wire::message::{Invalidate, Invalidation};
+
+/// The share of a lease that is not used: so much slower than the server's may this machine's clock be.
+const DRIFT: u32 = 100;
+
+/// Extensions of the deadline that are worth no store.
+const STEP: u32 = 64;
+
+/// What the kernel keeps, if there is one that does.
+#[derive(Debug)]
+pub(super) struct Kept {
+    kernel: RwLock<Option<Kernel>>,
+    lease: Duration,
+    /// Until when the server holds to what it has said, ns since boot. Locked while the kernel is told.
+    deadline: Mutex<u64>,
+}
+
+impl Kept {
+    /// Nothing yet. The lease begins with what was sent at `asked`, ns since boot.
+    pub fn new(lease: Duration, asked: u64) -> Self {
+        let lease = lease - lease / DRIFT;
+        Self {
+            kernel: RwLock::new(None),
+            lease,
+            deadline: Mutex::new(asked.saturating_add(nanos(lease))),
+        }
+    }
+
+    /// From here on the kernel may keep answers.
+    pub fn keep_in(&self, kernel: Kernel) {
+        let deadline = self.deadline.lock();
+        if let Some(cache) = kernel.cache() {
+            cache.deadline_at(*deadline);
+        }
+        *self.kernel.write() = Some(kernel);
+    }
+
+    fn with(&self, tell: impl FnOnce(&Cache)) {
+        if let Some(cache) = self.kernel.read().as_ref().and_then(Kernel::cache) {
+            tell(&cache);
+        }
+    }
+
+    /// The clock, to be read before the server is asked what is then published.
+    pub fn snapshot(&self) -> Option<Snapshot> {
+        let mut snapshot = None;
+        self.with(|cache| snapshot = Some(cache.snapshot()));
+        snapshot
+    }
+
+    /// Publishes, if there is a kernel that keeps.
+    pub fn publish(&self, publish: impl FnOnce(&Cache)) {
+        self.with(publish);
+    }
+
+    /// The server has answered what was sent at `asked`, ns since boot.
+    pub fn renewed(&self, asked: u64) {
+        let until = asked.saturating_add(nanos(self.lease));
+        let mut deadline = self.deadline.lock();
+        if until > deadline.saturating_add(nanos(self.lease / STEP)) {
+            *deadline = until;
+            self.with(|cache| cache.deadline_at(until));
+        }
+    }
+
+    /// How long the lease still holds.
+    pub fn left(&self) -> Duration {
+        Duration::from_nanos(self.deadline.lock().saturating_sub(boot_time()))
+    }
+
+    /// The server has said INVALIDATE. Nothing of it is used once this returns.
+    pub fn invalidate(&self, invalidate: &Invalidate) {
+        self.with(|cache| {
+            let keys: Vec<_> = invalidate.what.iter().flat_map(changed).collect();
+            cache.invalidate(&keys);
+        });
+    }
+
+    /// The answer to this is not to be kept.
+    pub fn not_to_be_kept(&self, about: &About, request: &Request<'_>) {
+        if let Some(key) = told(about, request) {
+            self.with(|cache| cache.invalidate(&[key]));
+        }
+    }
+
+    /// The server is gone.
+    pub fn void(&self) {
+        self.with(Cache::invalidate_all);
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    duration.as_nanos().try_into().unwrap_or(u64::MAX)
+}
+
+/// What the kernel knows by other names.
+fn changed(what: &Invalidation) -> Vec<Key<'_>> {
+    match what {
+        Invalidation::Attributes { node } => vec![Key::Attr(NodeId(*node)), Key::Xattr(NodeId(*node))],
+        Invalidation::Data { node, .. } => vec![Key::Data(NodeId(*node)), Key::Attr(NodeId(*node))],
+        Invalidation::Listing { node } => vec![Key::Data(NodeId(*node))],
+        Invalidation::Entry { parent, name } => vec![Key::Entry(NodeId(*parent), name.as_bytes())],
+        Invalidation::Everything => vec![Key::All],
+    }
+}
+
+/// What the kernel might keep of the answer to this.
+fn told<'r>(about: &About, request: &'r Request<'_>) -> Option<Key<'r>> {
+    let node = NodeId(about.node);
+    Some(match request {
+        Request::Lookup(m) => Key::Entry(node, m.name.as_bytes()),
+        Request::Mknod(m) => Key::Entry(node, m.name.as_bytes()),
+        Request::Mkdir(m) => Key::Entry(node, m.name.as_bytes()),
+        Request::Symlink(m) => Key::Entry(node, m.name.as_bytes()),
+        Request::Create(m) => Key::Entry(node, m.name.as_bytes()),
+        Request::Link(m) => Key::Entry(NodeId(m.parent), m.name.as_bytes()),
+        Request::Getattr(_) | Request::Setattr(_) => Key::Attr(node),
+        Request::Read(_) | Request::Readdir(_) => Key::Data(node),
+        // How full it is changes with what others do. Of a name that does not exist: all that it says is that the
+        // clock goes on, which ends what is kept of that.
+        Request::Statfs(_) => Key::Entry(NodeId(0), b"statfs"),
+        // Nothing else is kept that is not published.
+        _ => return None,
+    })
+}

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Several clients at once, lines that break, servers that are killed and started again: whatever they have seen has to
+//! be what one copy would have shown.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use extfuse::remote::Address;
+use extfuse::remote::client::Target;
+use extfuse::remote::server::Options;
+use nix::errno::Errno;
+use tempfile::TempDir;
+
+use super::players::{Player, Random, plan, run};
+use super::{Client, Inside, ROOT};
+
+/// A line to a server, which may stand still or break.
+pub struct Link {
+    address: Address,
+    state: Arc<Line>,
+}
+
+#[derive(Default)]
+struct Line {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    held: bool,
+    over: bool,
+    streams: Vec<TcpStream>,
+}
+
+impl Link {
+    pub fn to(server: &Address) -> Self {
+        let Address::Tcp(server) = server.clone() else {
+            unreachable!()
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string().parse().unwrap();
+        let state = Arc::new(Line::default());
+        let line = Arc::clone(&state);
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                let (Ok(client), false) = (client, line.state.lock().unwrap().over) else {
+                    return;
+                };
+                // A server that is not there takes nobody.
+                let Ok(server) = TcpStream::connect(&server) else {
+                    continue;
+                };
+                for (from, to) in [(&client, &server), (&server, &client)] {
+                    let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    let line = Arc::clone(&line);
+                    thread::spawn(move || line.pump(from, to));
+                }
+                line.state.lock().unwrap().streams.extend([client, server]);
+            }
+        });
+        Self { address, state }
+    }
+
+    pub fn address(&self) -> Address {
+        self.address.clone()
+    }
+
+    /// Nothing arrives any more, and nobody is told so.
+    pub fn hold(&self) {
+        self.state.state.lock().unwrap().held = true;
+    }
+
+    /// What was under way arrives.
+    pub fn go_on(&self) {
+        self.state.state.lock().unwrap().held = false;
+        self.state.changed.notify_all();
+    }
+
+    /// All connections break.
+    pub fn cut(&self) {
+        for stream in self.state.state.lock().unwrap().streams.drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.state.state.lock().unwrap().over = true;
+        self.go_on();
+        self.cut();
+        if let Address::Tcp(address) = &self.address {
+            let _ = TcpStream::connect(address);
+        }
+    }
+}
+
+impl Line {
+    fn pump(&self, mut from: TcpStream, mut to: TcpStream) {
+        let mut buffer = [0; 16 << 10];
+        while let Ok(n @ 1..) = from.read(&mut buffer) {
+            let held = |state: &mut State| state.held;
+            drop(self.changed.wait_while(self.state.lock().unwrap(), held).unwrap());
+            if to.write_all(&buffer[..n]).is_err() {
+                break;
+            }
+        }
+        let _ = to.shutdown(Shutdown::Both);
+        let _ = from.shutdown(Shutdown::Both);
+    }
+}
+
+const CLIENTS: usize = 3;
+const LEASE: Duration = Duration::from_millis(300);
+/// Of one client in one history.
+const OPERATIONS: usize = 12;
+
+/// A client in the folder of a history.
+struct Visitor {
+    client: Client,
+    folder: u64,
+    file: u64,
+    data: u64,
+    /// A node is an inode for as long as the client has it.
+    inodes: Mutex<HashMap<u64, u64>>,
+}
+
+impl Visitor {
+    fn new(target: &Target) -> Self {
+        Self {
+            client: Client::connect(target),
+            folder: ROOT,
+            file: 0,
+            data: 0,
+            inodes: Mutex::default(),
+        }
+    }
+}
+
+impl Player for Visitor {
+    fn enter(&mut self, folder: &str) -> Result<(), Errno> {
+        self.folder = self.client.lookup(ROOT, folder)?;
+        self.file = self.client.lookup(self.folder, "file")?;
+        self.data = self.client.lookup(self.folder, "data")?;
+        Ok(())
+    }
+
+    fn look(&self, name: &str) -> Result<u64, Errno> {
+        let node = self.client.lookup(self.folder, name)?;
+        if let Some(ino) = self.inodes.lock().unwrap().get(&node) {
+            return Ok(*ino);
+        }
+        let ino = self.client.fresh(node)?.ino;
+        self.inodes.lock().unwrap().insert(node, ino);
+        Ok(ino)
+    }
+
+    fn make(&self, name: &str) -> Result<u64, Errno> {
+        let entry = self.client.create(self.folder, name)?;
+        self.inodes.lock().unwrap().insert(entry.node, entry.attr.ino);
+        Ok(entry.attr.ino)
+    }
+
+    fn remove(&self, name: &str) -> Result<(), Errno> {
+        self.client.unlink(self.folder, name)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> Result<(), Errno> {
+        self.client.rename(self.folder, from, to)
+    }
+
+    fn size(&self) -> Result<u64, Errno> {
+        self.client.size(self.file)
+    }
+
+    fn set_size(&self, size: u64) -> Result<(), Errno> {
+        self.client.truncate(self.file, size)
+    }
+
+    /// Nothing is kept of data here, so it is the size of another file.
+    fn read(&self) -> Result<u64, Errno> {
+        Ok(self.client.size(self.data)? - 8)
+    }
+
+    fn write(&self, number: u64) -> Result<(), Errno> {
+        self.client.truncate(self.data, number + 8)
+    }
+}
+
+fn options() -> Options {
+    Options {
+        lease: LEASE,
+        keep: None,
+        ..Options::default()
+    }
+}
+
+#[test]
+fn what_several_clients_see_is_what_one_copy_would_show() {
+    let folder = TempDir::new().unwrap();
+    let server = Inside::start(folder.path(), "127.0.0.1:0", options());
+    let again = |_| Visitor::new(&server.target());
+    let mut visitors: Vec<_> = (0..CLIENTS).map(again).collect();
+    let told = run(
+        plan(700),
+        OPERATIONS,
+        folder.path(),
+        &mut visitors,
+        |_, _| {},
+        again,
+    );
+    assert_eq!(told.broken, 0);
+}
+
+#[test]
+fn what_several_clients_see_is_what_one_copy_would_show_though_lines_break() {
+    let folder = TempDir::new().unwrap();
+    let server = Inside::start(folder.path(), "127.0.0.1:0", options());
+    let links: Vec<_> = (0..CLIENTS).map(|_| Link::to(&server.address)).collect();
+    let again = |who: usize| {
+        Visitor::new(&Target {
+            address: links[who].address(),
+            timeout: Duration::from_secs(5),
+            ..server.target()
+        })
+    };
+    let mut visitors: Vec<_> = (0..CLIENTS).map(again).collect();
+    let fault = |number, random: &mut Random| {
+        let link = &links[random.below(CLIENTS as u64) as usize];
+        thread::sleep(Duration::from_micros(random.below(1500)));
+        match number % 8 {
+            0 => link.cut(),
+            // Longer than a lease, or shorter.
+            4 => {
+                link.hold();
+                thread::sleep(LEASE * random.below(5) as u32 / 2);
+                link.go_on();
+            }
+            _ => {}
+        }
+    };
+    let told = run(plan(200), OPERATIONS, folder.path(), &mut visitors, fault, again);
+    assert!(told.broken > 0);
+}
