@@ -78,6 +78,7 @@ fn connected(behave: impl FnOnce(Peer) + Send + 'static) -> (Connection, thread:
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let target = Target {
         keeps: false,
+        disconnected: extfuse::remote::client::Disconnected::Fail,
         address: listener.local_addr().unwrap().to_string().parse().unwrap(),
         export: Export::new("").unwrap(),
         token: None,

@@ -10,7 +10,7 @@ use anyhow::{Context, anyhow, ensure};
 use clap::Args;
 use extfuse::ebpf::Validity;
 use extfuse::remote::Address;
-use extfuse::remote::client::{Connection, Remote, Target};
+use extfuse::remote::client::{Connection, Disconnected, Remote, Target};
 use extfuse::remote::wire::Export;
 use extfuse::session::author::mount_counted;
 use extfuse::session::{self, Session, Supervisor};
@@ -35,6 +35,18 @@ pub struct Line {
     /// changed it; ttl=SECONDS: no longer than that either, though the server might allow it; strict: nothing
     #[arg(long, value_name = "HOW", value_parser = consistency)]
     consistency: Option<Consistency>,
+    /// What becomes of requests while the server is not there: wait (the default), for --timeout at most; or eio: errors at
+    /// once. When it is there again, the mount goes on
+    #[arg(long, value_name = "HOW", value_parser = disconnected)]
+    on_disconnect: Option<Disconnected>,
+}
+
+fn disconnected(text: &str) -> Result<Disconnected, String> {
+    match text {
+        "wait" => Ok(Disconnected::Wait),
+        "eio" => Ok(Disconnected::Fail),
+        _ => Err("wait or eio expected".into()),
+    }
 }
 
 /// What may be kept of a server's answers.
@@ -104,7 +116,11 @@ impl Source {
 impl Line {
     /// Whether anything was said that only matters for a server.
     pub fn is_given(&self) -> bool {
-        self.token_file.is_some() || self.insecure || self.timeout.is_some() || self.consistency.is_some()
+        self.token_file.is_some()
+            || self.insecure
+            || self.timeout.is_some()
+            || self.consistency.is_some()
+            || self.on_disconnect.is_some()
     }
 }
 
@@ -151,6 +167,7 @@ pub fn mount(
     let keeps = consistency != Consistency::Strict && !how.stock && Flavor::Extfuse.device().exists();
     let target = Target {
         keeps,
+        disconnected: line.on_disconnect.unwrap_or_default(),
         address: source.address,
         export: source.export,
         token: line.token_file.as_deref().map(token).transpose()?,

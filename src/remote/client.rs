@@ -2,12 +2,14 @@
 //! The end that mounts the directory: [`Connection`] asks, and [`Remote`] is what the kernel sees of it.
 
 mod connection;
+mod epoch;
 mod filesystem;
 mod greeting;
 mod keeper;
 mod kept;
+mod line;
 mod questions;
 
 pub use self::connection::{About, Answer, Connection};
 pub use self::filesystem::Remote;
-pub use self::greeting::{ConnectError, Target};
+pub use self::greeting::{ConnectError, Disconnected, Target};

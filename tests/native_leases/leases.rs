@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 
 use extfuse::abi::NodeId;
 use extfuse::remote::Address;
+use extfuse::remote::client::{Disconnected, Target};
 use extfuse::remote::server::Options;
 use extfuse::remote::wire::message::{Empty, Hello, Lookup, Versions};
 use extfuse::remote::wire::{self, FrameReader, FrameWriter, Header, Kind, Request, Side, Sizes};
 use nix::errno::Errno;
 use tempfile::TempDir;
 
+use super::histories::Link;
 use super::{Client, Inside, ROOT, kept, name};
 
 const LEASE: Duration = Duration::from_millis(1500);
@@ -248,7 +250,7 @@ fn nothing_that_is_being_changed_may_be_kept() {
 fn a_server_that_is_not_heard_of_is_believed_for_its_lease_and_no_longer() {
     let lease = Duration::from_secs(3);
     let (_folder, server) = served(lease);
-    let proxy = super::histories::Link::to(&server.address);
+    let proxy = Link::to(&server.address);
     let mut target = server.target();
     target.address = proxy.address();
     let (far, near) = (Client::connect(&target), Client::connect(&server.target()));
@@ -348,4 +350,91 @@ fn a_server_that_was_killed_leaves_its_leases_to_the_next_one() {
     drop(rude);
     drop(server);
     assert!(note.exists());
+}
+
+#[test]
+fn when_a_line_breaks_it_is_made_again_and_nothing_of_before_is_used() {
+    let (folder, server) = served(LEASE);
+    let link = Link::to(&server.address);
+    let target = Target {
+        address: link.address(),
+        disconnected: Disconnected::Wait,
+        ..server.target()
+    };
+    let client = Client::connect(&target);
+    let held =
+        || fs::read_dir("/proc/self/fd").unwrap().count() + fs::read_dir("/proc/self/task").unwrap().count();
+    let mut first = None;
+    for round in 0..60 {
+        let node = client.lookup(ROOT, "file").unwrap();
+        assert_eq!(client.size(node), Ok(4));
+        assert!(client.cache.attr(NodeId(node)).is_some());
+        link.cut();
+        // Asked on the way, before or after anybody has noticed.
+        let start = Instant::now();
+        while client.cache.attr(NodeId(node)).is_some() {
+            assert!(start.elapsed() < Duration::from_secs(5), "round {round}");
+        }
+        let fresh = loop {
+            match client.lookup(ROOT, "file") {
+                Ok(node) => break node,
+                // It was on its way.
+                Err(errno) => assert_eq!(errno, Errno::EIO),
+            }
+        };
+        assert_ne!(fresh, node, "a number of another session");
+        assert_eq!(client.size(node), Err(Errno::ESTALE));
+        assert_eq!(client.size(fresh), Ok(4));
+        if round == 10 {
+            first = Some(held());
+        }
+    }
+    let most = first.unwrap() + 6;
+    let start = Instant::now();
+    while held() > most {
+        assert!(start.elapsed() < Duration::from_secs(10), "{} of {most}", held());
+        thread::sleep(Duration::from_millis(20));
+    }
+    drop(folder);
+}
+
+#[test]
+fn while_there_is_no_server_a_client_waits_for_its_timeout_or_not_at_all() {
+    let timeout = Duration::from_secs(2);
+    for (disconnected, errno) in [
+        (Disconnected::Wait, Errno::ETIMEDOUT),
+        (Disconnected::Fail, Errno::EIO),
+    ] {
+        let (folder, server) = served(LEASE);
+        let client = Client::connect(&Target {
+            disconnected,
+            timeout,
+            ..server.target()
+        });
+        let address = server.address.to_string();
+        client.lookup(ROOT, "file").unwrap();
+        drop(server);
+        let start = Instant::now();
+        while client.connection.lease_left() > Duration::ZERO && !client.connection.is_broken() {
+            assert!(start.elapsed() < timeout);
+        }
+        let start = Instant::now();
+        assert_eq!(client.lookup(ROOT, "file"), Err(errno));
+        let took = start.elapsed();
+        match disconnected {
+            Disconnected::Wait => assert!(took > timeout / 2 && took < timeout * 2, "{took:?}"),
+            Disconnected::Fail => assert!(took < timeout / 4, "{took:?}"),
+        }
+        // And goes on when there is one again.
+        let options = Options {
+            keep: None,
+            ..Options::default()
+        };
+        let _server = Inside::start(folder.path(), &address, options);
+        let start = Instant::now();
+        while client.lookup(ROOT, "file").is_err() {
+            assert!(start.elapsed() < Duration::from_secs(10));
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
 }

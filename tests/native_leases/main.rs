@@ -18,7 +18,7 @@ use extfuse::Kernel;
 use extfuse::abi::NodeId;
 use extfuse::ebpf::{Cache, NodeIo, Validity};
 use extfuse::remote::Address;
-use extfuse::remote::client::{About, Answer, Connection, Target};
+use extfuse::remote::client::{About, Answer, Connection, Disconnected, Target};
 use extfuse::remote::server::{Export, Options, Server, Stopper};
 use extfuse::remote::wire::message::{
     Attr, Caller, Create, Empty, Entry, Lookup, Release, Rename, SetAttr, Unlink,
@@ -56,6 +56,7 @@ impl Inside {
             export: wire::Export::new("").unwrap(),
             token: None,
             keeps: true,
+            disconnected: Disconnected::Fail,
             timeout: Duration::from_secs(10),
         }
     }

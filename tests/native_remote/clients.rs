@@ -67,6 +67,7 @@ impl Inside {
     fn target(&self) -> client::Target {
         client::Target {
             keeps: false,
+            disconnected: client::Disconnected::Fail,
             address: self.address.clone(),
             export: wire::Export::new("").unwrap(),
             token: None,

@@ -485,7 +485,7 @@ fn beyond_this_machine_only_if_that_is_meant() {
 
 #[test]
 fn when_the_server_is_gone_everybody_gets_an_error_soon_and_the_mount_can_go() {
-    let (scratch, served, mounted) = both(&[]);
+    let (scratch, served, mounted) = both(&["--on-disconnect", "eio"]);
     scratch.write("file", "content");
     let mut open = File::open(mounted.join("file")).unwrap();
     served.signal(Signal::SIGKILL);
@@ -498,6 +498,39 @@ fn when_the_server_is_gone_everybody_gets_an_error_soon_and_the_mount_can_go() {
     assert!(start.elapsed() < PATIENCE);
     drop(open);
     drop(mounted);
+}
+
+#[test]
+fn when_the_server_is_started_again_the_mount_goes_on() {
+    let (scratch, mut served, mounted) = both(&[]);
+    fs::create_dir(mounted.join("folder")).unwrap();
+    scratch.write("folder/file", "content");
+    let mut open = File::open(mounted.join("folder/file")).unwrap();
+    let address = served.address.clone();
+    for _ in 0..3 {
+        let old = fs::metadata(mounted.join("folder/file")).unwrap().ino();
+        served.signal(Signal::SIGKILL);
+        served.child.wait().unwrap();
+        let reader = {
+            let path = mounted.join("folder/file");
+            thread::spawn(move || fs::read(path))
+        };
+        // Somebody who asks meanwhile waits, or was on the way when it broke.
+        served = Served::start(&["--listen", &address, "--insecure", text(&scratch.source())]);
+        match reader.join().unwrap() {
+            Ok(read) => assert_eq!(read, b"content"),
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EIO)),
+        }
+        eventually(|| fs::read(mounted.join("folder/file")).is_ok_and(|read| read == b"content"));
+        assert_eq!(fs::metadata(mounted.join("folder/file")).unwrap().ino(), old);
+        // What was open was open on the other server.
+        let mut all = String::new();
+        let error = open
+            .seek(SeekFrom::Start(0))
+            .and_then(|_| open.read_to_string(&mut all));
+        assert_eq!(error.unwrap_err().raw_os_error(), Some(libc::ESTALE));
+        open = File::open(mounted.join("folder/file")).unwrap();
+    }
 }
 
 #[test]

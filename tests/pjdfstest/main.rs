@@ -140,6 +140,7 @@ fn with_server(source: PathBuf, socket: PathBuf, mnt: &Path, what: impl FnOnce()
     let server = thread::spawn(move || server.serve());
     let target = Target {
         keeps: false,
+        disconnected: extfuse::remote::client::Disconnected::Fail,
         address,
         export: wire::Export::new("").unwrap(),
         token: None,

@@ -1,35 +1,35 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! One connection: requests of many threads, and their replies in any order.
+//! A session with a server: requests of many threads, and their replies in any order, over a line that may break.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::io::BufReader;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
-use super::greeting::{ConnectError, Target, greet};
+use super::epoch::{Epoch, invalidation_inward, reply_inward, request_outward};
+use super::greeting::{ConnectError, Disconnected, Target};
 use super::keeper::{Duties, keep};
 use super::kept::Kept;
+use super::line::{Dialed, Line, Reader, dial};
 use crate::Kernel;
 use crate::ebpf::boot_time;
-use crate::remote::Stream;
-use crate::remote::wire::message::{Empty, Forgotten};
-use crate::remote::wire::{
-    Flags, FrameReader, FrameWriter, Header, Kind, Reply, Request, Side, Sizes, WireError,
-};
+use crate::remote::wire::message::{Empty, Forgotten, SessionId};
+use crate::remote::wire::{Flags, Header, Kind, Reply, Request, WireError};
 
 /// HELLO has number 1 and AUTHENTICATE 2.
 const FIRST: u64 = 3;
 
 /// How long a connection that is given up waits for the answer to its GOODBYE, at most.
 const GOODBYE: Duration = Duration::from_secs(1);
+
+/// How soon a line that broke is tried again: at first, and after many failures.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
 /// What the header of a request says, but its kind, number and length.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,20 +55,22 @@ pub struct Answer {
     pub payload: Vec<u8>,
     /// The version of the file after the operation; 0 if there is none to tell.
     pub file_version: u64,
+    /// The session that its numbers are of.
+    pub(super) epoch: Epoch,
 }
 
 impl Answer {
-    /// What the payload means.
+    /// What the payload means. Its nodes and handles have the session's number in their top 16 bits.
     ///
     /// # Errors
     ///
-    /// [`WireError::Message`] if it means nothing.
+    /// [`WireError::Message`] if it means nothing, [`WireError::Bytes`] if a number in it is too large.
     pub fn reply(&self) -> Result<Reply<'_>, WireError> {
-        Reply::decode(&self.header, &self.payload)
+        reply_inward(Reply::decode(&self.header, &self.payload)?, self.epoch)
     }
 }
 
-/// Why a connection is of no more use.
+/// Why a line is of no more use.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Break {
     #[error(transparent)]
@@ -87,13 +89,23 @@ pub(super) enum Break {
     Closed,
 }
 
+/// What somebody hears who waits for a reply.
+#[derive(Debug)]
+pub(super) enum Heard {
+    Answer(Answer),
+    /// There is another line, and the session goes on: the request may not have arrived.
+    Again,
+}
+
 /// Who waits for a reply: what was asked, and where the answer goes.
 #[derive(Debug)]
 struct Waiting {
     asked: Header,
     /// When, ns since boot.
     at: u64,
-    answer: SyncSender<Answer>,
+    /// The line that it was last put on.
+    line: u64,
+    hear: Sender<Heard>,
 }
 
 #[derive(Debug)]
@@ -102,15 +114,17 @@ struct Calls {
     waiting: HashMap<u64, Waiting>,
     /// When the server has last said something.
     heard: Instant,
-    /// No reply comes any more: nobody may begin to wait.
-    broken: bool,
-}
-
-#[derive(Debug)]
-struct Writer {
-    frames: FrameWriter<Stream>,
-    /// When the last frame went out.
-    last: Instant,
+    /// None while there is no way to the server.
+    line: Option<Arc<Line>>,
+    /// Since when there is none.
+    down: Instant,
+    /// Requests that may wait for replies at the same time.
+    most: usize,
+    session: SessionId,
+    epoch: Epoch,
+    lines: u64,
+    /// Whoever had the connection has let it go.
+    over: bool,
 }
 
 /// Whether a server that is well may take longer for this than any timeout: it waits for a disk to write, or moves as
@@ -130,123 +144,227 @@ fn takes_its_time(kind: Kind) -> bool {
 
 /// What the connection and its two threads have in common.
 ///
-/// Lock order: none. Each of `writer`, `calls`, `duties` and `kept` is taken while none of the others is held.
+/// Lock order: none. Each of `calls`, `duties`, `kept` and a line's writer is taken while none of the others is held.
 #[derive(Debug)]
 pub(super) struct Shared {
-    /// To shut it down, whoever is just using it.
-    stream: Stream,
-    writer: Mutex<Writer>,
     calls: Mutex<Calls>,
+    /// There is a line, or room for one more who waits, or it is over.
+    changed: Condvar,
     pub(super) duties: Duties,
     /// What the kernel keeps of the answers.
     pub(super) kept: Kept,
     pub(super) timeout: Duration,
-    /// Requests that may wait for replies; whoever asks beyond that waits for `room`.
-    most: usize,
-    room: Condvar,
-    /// Whoever had the connection has let it go: an end is no news.
-    closing: AtomicBool,
+    disconnected: Disconnected,
+}
+
+/// A request that was put on a line.
+#[derive(Debug)]
+struct Sent<'p> {
+    header: Header,
+    payload: std::borrow::Cow<'p, [u8]>,
+    heard: Receiver<Heard>,
 }
 
 impl Shared {
-    /// The end, whatever the reason: all who wait hear of it at once, and so do the threads. Only the first
-    /// reason counts.
-    pub(super) fn fail(&self, reason: &Break) {
-        let waiting = {
+    /// This line is of no more use, whatever the reason. Only the first reason counts.
+    pub(super) fn fail(&self, line: &Line, reason: &Break) {
+        let (gone, waiting, over) = {
             let mut calls = self.calls.lock();
-            if calls.broken {
+            if calls
+                .line
+                .as_ref()
+                .is_none_or(|current| current.number != line.number)
+            {
                 return;
             }
-            calls.broken = true;
-            std::mem::take(&mut calls.waiting)
+            calls.line = None;
+            calls.down = Instant::now();
+            let waiting = calls.waiting.len();
+            // Their receivers see that nobody answers.
+            let gone = match self.disconnected == Disconnected::Fail || calls.over {
+                true => std::mem::take(&mut calls.waiting),
+                false => HashMap::new(),
+            };
+            (gone, waiting, calls.over)
         };
-        if self.closing.load(Ordering::Relaxed) {
-            debug!(%reason, "the connection to the server has ended");
-        } else {
-            warn!(%reason, requests = waiting.len(), "the connection to the server is lost");
+        match over {
+            true => debug!(%reason, "the connection to the server has ended"),
+            false => warn!(%reason, requests = waiting, "the connection to the server is lost"),
         }
         // What nobody would hear the end of is not current any more.
         self.kept.void();
-        self.room.notify_all();
-        // Whoever reads or writes returns. If it cannot be shut down, it is down.
-        let _ = self.stream.shutdown();
-        self.duties.end();
-        // The answers' senders go, and that is what their receivers see.
-        drop(waiting);
+        line.cut();
+        self.changed.notify_all();
+        drop(gone);
     }
 
-    /// Puts one frame on the stream.
-    fn write(&self, header: &Header, payload: &[u8]) -> Result<(), Errno> {
-        let Some(mut writer) = self.writer.try_lock_for(self.timeout) else {
-            self.fail(&Break::Stuck(self.timeout));
-            return Err(Errno::EIO);
-        };
-        let written = writer.frames.write_frame(header, 0, &[payload]);
-        if written.is_ok() {
-            writer.last = Instant::now();
-        }
-        drop(writer);
-        match written {
-            Ok(()) => Ok(()),
-            Err(error) if error.closes() => {
-                self.fail(&error.into());
-                Err(Errno::EIO)
+    /// The way to the server, now or soon.
+    fn line(&self) -> Result<Arc<Line>, Errno> {
+        let mut calls = self.calls.lock();
+        loop {
+            if calls.over {
+                return Err(Errno::EIO);
             }
-            // Nothing was sent.
-            Err(error) => Err(error.errno()),
+            if let Some(line) = &calls.line {
+                return Ok(Arc::clone(line));
+            }
+            if self.disconnected == Disconnected::Fail {
+                return Err(Errno::EIO);
+            }
+            let until = calls.down + self.timeout;
+            if until <= Instant::now() {
+                return Err(Errno::ETIMEDOUT);
+            }
+            self.changed.wait_until(&mut calls, until);
         }
+    }
+
+    /// The line, if there is one.
+    pub(super) fn current(&self) -> Option<Arc<Line>> {
+        self.calls.lock().line.clone()
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.calls.lock().over
+    }
+
+    /// Until there is a line, or it is over, or for so long.
+    pub(super) fn wait_for_line(&self, pause: Duration) {
+        let mut calls = self.calls.lock();
+        if calls.line.is_none() && !calls.over {
+            self.changed.wait_for(&mut calls, pause);
+        }
+    }
+
+    /// Puts a frame on a line; if that breaks over it, `EIO`.
+    fn write(&self, line: &Line, header: &Header, payload: &[u8]) -> Result<(), Errno> {
+        line.write(header, payload).map_err(|error| match error {
+            Ok(errno) => errno,
+            Err(reason) => {
+                self.fail(line, &reason);
+                Errno::EIO
+            }
+        })
     }
 
     /// Sends what has no reply.
-    pub(super) fn tell(&self, number: Option<u64>, request: &Request<'_>) -> Result<(), Errno> {
-        let number = number.map_or_else(|| self.number(), Ok)?;
+    pub(super) fn tell(&self, line: &Line, number: Option<u64>, request: &Request<'_>) -> Result<(), Errno> {
+        let number = number.unwrap_or_else(|| self.number());
         let payload = request.payload().map_err(|error| error.errno())?;
-        self.write(&Header::request(request.kind(), number), &payload)
+        self.write(line, &Header::request(request.kind(), number), &payload)
     }
 
-    fn number(&self) -> Result<u64, Errno> {
+    fn number(&self) -> u64 {
         let mut calls = self.calls.lock();
-        if calls.broken {
-            return Err(Errno::EIO);
-        }
         let number = calls.next;
         // 2^64 of them pass over no connection.
         calls.next = calls.next.wrapping_add(1);
-        Ok(number)
+        number
     }
 
-    /// Sends a request. The answer is what arrives; if none can any more, the other end of the channel goes.
-    pub(super) fn send(&self, about: &About, request: &Request<'_>) -> Result<Receiver<Answer>, Errno> {
-        let payload = request.payload().map_err(|error| error.errno())?;
-        let header = Header {
-            flags: about.flags,
-            node: about.node,
-            handle: about.handle,
-            offset: about.offset,
-            file_version: about.file_version,
-            ..Header::request(request.kind(), self.number()?)
+    /// PING on this line. Whether there is a way back yet, its answer tells.
+    pub(super) fn ping(&self, line: &Line) -> Result<Receiver<Heard>, Errno> {
+        let header = Header::request(Kind::Ping, self.number());
+        let (hear, heard) = channel();
+        let waiting = Waiting {
+            asked: header,
+            at: boot_time(),
+            line: line.number,
+            hear,
         };
-        let (answer, receiver) = sync_channel(1);
-        {
+        self.calls.lock().waiting.insert(header.request, waiting);
+        self.write(line, &header, &[]).inspect_err(|_| {
+            self.calls.lock().waiting.remove(&header.request);
+        })?;
+        Ok(heard)
+    }
+
+    /// Sends a request.
+    fn send<'p>(&self, about: &About, request: &'p Request<'p>) -> Result<Sent<'p>, Errno> {
+        let (line, header, payload, heard) = loop {
+            let line = self.line()?;
+            let (about, outward) = request_outward(about, request, line.epoch)?;
+            let payload = match outward {
+                std::borrow::Cow::Borrowed(request) => request.payload(),
+                std::borrow::Cow::Owned(request) => request.payload().map(|bytes| bytes.into_owned().into()),
+            };
+            let payload = payload.map_err(|error| error.errno())?;
             let mut calls = self.calls.lock();
             let deadline = Instant::now() + self.timeout;
-            while !calls.broken && calls.waiting.len() >= self.most {
-                if self.room.wait_until(&mut calls, deadline).timed_out() {
+            while !calls.over && calls.waiting.len() >= calls.most {
+                if self.changed.wait_until(&mut calls, deadline).timed_out() {
                     return Err(Errno::ETIMEDOUT);
                 }
             }
-            if calls.broken {
-                return Err(Errno::EIO);
+            // The numbers are this session's only.
+            if calls.epoch != line.epoch {
+                continue;
             }
-            let (asked, at) = (header, boot_time());
-            calls
-                .waiting
-                .insert(header.request, Waiting { asked, at, answer });
+            let header = Header {
+                flags: about.flags,
+                node: about.node,
+                handle: about.handle,
+                offset: about.offset,
+                file_version: about.file_version,
+                ..Header::request(request.kind(), calls.next)
+            };
+            calls.next = calls.next.wrapping_add(1);
+            let (hear, heard) = channel();
+            let waiting = Waiting {
+                asked: header,
+                at: boot_time(),
+                line: line.number,
+                hear,
+            };
+            calls.waiting.insert(header.request, waiting);
+            break (line, header, payload, heard);
+        };
+        let sent = Sent {
+            header,
+            payload,
+            heard,
+        };
+        match line.write(&sent.header, &sent.payload) {
+            Ok(()) => {}
+            Err(Ok(errno)) => {
+                self.forget_call(&sent);
+                return Err(errno);
+            }
+            Err(Err(reason)) => {
+                self.fail(&line, &reason);
+                self.send_again(&sent)?;
+            }
         }
-        self.write(&header, &payload).inspect_err(|_| {
-            self.calls.lock().waiting.remove(&header.request);
-        })?;
-        Ok(receiver)
+        Ok(sent)
+    }
+
+    /// Nobody waits for it any more.
+    fn forget_call(&self, sent: &Sent<'_>) {
+        self.calls.lock().waiting.remove(&sent.header.request);
+        self.changed.notify_all();
+    }
+
+    /// Puts it on the line that there is now, if it was not yet put on that one.
+    fn send_again(&self, sent: &Sent<'_>) -> Result<(), Errno> {
+        loop {
+            let line = {
+                let mut calls = self.calls.lock();
+                let Some(line) = calls.line.clone() else {
+                    return Ok(());
+                };
+                match calls.waiting.get_mut(&sent.header.request) {
+                    Some(waiting) if waiting.line != line.number => waiting.line = line.number,
+                    // It is on this line already, or was answered, or given up.
+                    _ => return Ok(()),
+                }
+                line
+            };
+            match line.write(&sent.header, &sent.payload) {
+                Ok(()) => return Ok(()),
+                Err(Ok(errno)) => return Err(errno),
+                Err(Err(reason)) => self.fail(&line, &reason),
+            }
+        }
     }
 
     /// The answer, and whether it may be kept. If not, the kernel is kept from it.
@@ -275,92 +393,175 @@ impl Shared {
 
     /// The answer, whatever its status.
     fn ask(&self, about: &About, request: &Request<'_>, timeout: Duration) -> Result<Answer, Errno> {
-        let (kind, receiver) = (request.kind(), self.send(about, request)?);
+        let kind = request.kind();
+        let sent = self.send(about, request)?;
         let mut left = timeout;
         loop {
-            match receiver.recv_timeout(left) {
-                Ok(answer) => return Ok(answer),
+            match sent.heard.recv_timeout(left) {
+                Ok(Heard::Answer(answer)) => return Ok(answer),
+                Ok(Heard::Again) => {
+                    self.send_again(&sent).inspect_err(|_| self.forget_call(&sent))?;
+                    left = timeout;
+                    continue;
+                }
                 Err(RecvTimeoutError::Disconnected) => return Err(Errno::EIO),
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            // The disk may have to write all that there is. That the server is there, its other answers tell:
-            // to a PING, if nothing else is asked.
-            let silent = self.calls.lock().heard.elapsed();
-            left = match takes_its_time(kind) {
-                true => timeout.saturating_sub(silent),
-                false => Duration::ZERO,
+            let (line, down, silent) = {
+                let calls = self.calls.lock();
+                (calls.line.clone(), calls.down.elapsed(), calls.heard.elapsed())
+            };
+            left = match &line {
+                None => timeout.saturating_sub(down),
+                // The disk may have to write all that there is. That the server is there, its other answers tell:
+                // to a PING, if nothing else is asked.
+                Some(_) if takes_its_time(kind) => timeout.saturating_sub(silent),
+                Some(_) => Duration::ZERO,
             };
             if left.is_zero() {
-                self.fail(&Break::Silent { kind, timeout });
+                self.forget_call(&sent);
+                if let Some(line) = line {
+                    self.fail(&line, &Break::Silent { kind, timeout });
+                }
                 return Err(Errno::ETIMEDOUT);
             }
         }
     }
 
-    /// How long nothing was sent; none at all if somebody is just sending.
-    pub(super) fn idle(&self) -> Duration {
-        let writer = self.writer.try_lock();
-        writer.map_or(Duration::ZERO, |writer| writer.last.elapsed())
-    }
-
-    /// Hands a frame to whoever waits for it.
-    fn dispatch(&self, answer: Answer) -> Result<(), Break> {
+    /// Hands a frame that came over a line to whoever waits for it.
+    fn dispatch(&self, line: &Line, answer: Answer) -> Result<(), Break> {
         let header = &answer.header;
-        self.calls.lock().heard = Instant::now();
         if !header.is_reply() {
             // The server sends no other request.
-            let Request::Invalidate(what) = Request::decode(header, &answer.payload)? else {
+            let Request::Invalidate(mut invalidate) = Request::decode(header, &answer.payload)? else {
                 return Err(Break::Stray(header.kind));
             };
+            for what in &mut invalidate.what {
+                invalidation_inward(what, line.epoch);
+            }
             // Here, in the order of the frames: an answer behind it may be kept again.
-            self.kept.invalidate(&what);
-            return match self.duties.acknowledge(header.request) {
+            self.kept.invalidate(&invalidate);
+            return match self.duties.acknowledge(line.number, header.request) {
                 true => Ok(()),
                 false => Err(Break::Flooded),
             };
         }
-        let waiting = match self.calls.lock().waiting.entry(header.request) {
-            Entry::Occupied(waiting) => waiting.remove(),
-            Entry::Vacant(_) => return Err(Break::Stray(header.kind)),
+        let waiting = {
+            let mut calls = self.calls.lock();
+            calls.heard = Instant::now();
+            let known = header.request >= FIRST && header.request < calls.next;
+            let again = calls.lines > 1;
+            match calls.waiting.entry(header.request) {
+                Entry::Occupied(waiting) => waiting.remove(),
+                // What was sent again may be answered twice, and who has lost his patience is answered late.
+                Entry::Vacant(_) if again && known => return Ok(()),
+                Entry::Vacant(_) => return Err(Break::Stray(header.kind)),
+            }
         };
-        self.room.notify_one();
+        self.changed.notify_all();
         self.kept.renewed(waiting.at);
         let asked = &waiting.asked;
         if (asked.kind, asked.node, asked.handle) != (header.kind, header.node, header.handle) {
             return Err(Break::Stray(header.kind));
         }
         // Nobody may be waiting any more; it is an answer all the same.
-        let _ = waiting.answer.send(answer);
+        let _ = waiting.hear.send(Heard::Answer(answer));
         Ok(())
     }
 
-    fn receive(&self, mut reader: FrameReader<BufReader<Stream>>) {
-        let reason = loop {
+    fn receive(&self, line: &Line, mut reader: Reader) -> Break {
+        loop {
             // One buffer each: the payload is the answer's.
             let mut payload = Vec::new();
             let (header, footer) = match reader.read_frame(&mut payload) {
                 Ok(Some(frame)) => (frame.header, frame.footer),
-                Ok(None) => break Break::Ended,
-                Err(error) => break error.into(),
+                Ok(None) => return Break::Ended,
+                Err(error) => return error.into(),
             };
             let answer = Answer {
                 header,
                 payload,
                 file_version: footer.file_version,
+                epoch: line.epoch,
             };
-            if let Err(reason) = self.dispatch(answer) {
-                break reason;
+            if let Err(reason) = self.dispatch(line, answer) {
+                return reason;
             }
+        }
+    }
+
+    /// From here on there is a line. If it is for another session, all that was asked in the old one is lost.
+    fn install(&self, dialed: Dialed) -> Option<(Arc<Line>, Reader)> {
+        let (hello, asked) = (dialed.hello.clone(), dialed.asked);
+        self.kept
+            .begins(Duration::from_millis(hello.lease_ms.into()), asked);
+        let mut calls = self.calls.lock();
+        let resumed = hello.session == calls.session;
+        if !resumed {
+            calls.epoch = calls.epoch.checked_add(1)?;
+        }
+        calls.session = hello.session;
+        calls.most = usize::from(hello.requests.max(1));
+        calls.lines += 1;
+        calls.heard = Instant::now();
+        let (line, reader) = dialed.into_line(calls.lines, calls.epoch, self.timeout);
+        let line = Arc::new(line);
+        calls.line = Some(Arc::clone(&line));
+        let lost = match resumed {
+            true => {
+                for waiting in calls.waiting.values() {
+                    // Whoever has gone needs nothing.
+                    let _ = waiting.hear.send(Heard::Again);
+                }
+                HashMap::new()
+            }
+            false => std::mem::take(&mut calls.waiting),
         };
-        self.fail(&reason);
+        drop(calls);
+        match resumed {
+            true => info!("the server is there again"),
+            false => warn!(
+                requests = lost.len(),
+                "the server is there again, and knows nothing of what was: files that are open have to be opened anew"
+            ),
+        }
+        self.changed.notify_all();
+        Some((line, reader))
+    }
+
+    /// Tries until there is a line again. None if nobody wants one any more.
+    fn reconnect(&self, target: &Target) -> Option<(Arc<Line>, Reader)> {
+        let mut pause = PAUSE.0;
+        loop {
+            let session = {
+                let mut calls = self.calls.lock();
+                if !calls.over {
+                    self.changed.wait_for(&mut calls, pause);
+                }
+                if calls.over {
+                    return None;
+                }
+                calls.session
+            };
+            match dial(target, Some(session)) {
+                Ok(dialed) => return self.install(dialed),
+                Err(error) => debug!(%error, "the server is not there"),
+            }
+            pause = (pause * 2).min(PAUSE.1);
+        }
     }
 }
 
-/// A connection to a server, which many threads may use at once: each [`call`](Self::call) is one request on
+/// A session with a server, which many threads may use at once: each [`call`](Self::call) is one request on
 /// the way, and does not wait for those of others.
 ///
-/// When the connection breaks, everybody who waits gets `EIO` at once, and everybody who calls later: it is
-/// not made again. A server that owes a reply for longer than the target's timeout counts as dead, unless it is
+/// When the line breaks, it is made again, and so it goes on until the server is there: with the same session,
+/// if the server still has it; what had no answer yet is asked again then, and done once. With another session (the
+/// server was started anew, or has waited too long) what had no answer gets `EIO`, and nodes and handles that were known
+/// are `ESTALE`, but for the root. Meanwhile whoever asks waits, for the target's timeout at most (`ETIMEDOUT`), or gets `EIO`
+/// at once: see [`Disconnected`].
+///
+/// A server that owes a reply for longer than that timeout counts as dead, unless it is
 /// one that a disk may take its time for (FSYNC and the like) and the server says something else meanwhile; so
 /// does one that leaves a PING unanswered, which is sent when nothing else was for a third of that timeout, or of
 /// the session's lease.
@@ -381,59 +582,47 @@ impl Connection {
     ///
     /// See [`ConnectError`].
     pub fn open(target: &Target) -> Result<Self, ConnectError> {
-        let timeout = target.timeout;
-        let stream = target.address.connect(timeout);
-        let stream = stream.map_err(|error| ConnectError::Connect {
-            address: target.address.clone(),
-            error,
-        })?;
-        let asked = boot_time();
-        let greeted = greet(&stream, target)?;
-        let system = ConnectError::System;
-        stream.set_read_timeout(None).map_err(system)?;
-        stream.set_write_timeout(Some(timeout)).map_err(system)?;
-
-        let sizes: Sizes = greeted.hello.sizes;
-        // A small reply is one read.
-        let receiving = BufReader::new(stream.try_clone().map_err(system)?);
-        let mut reader = FrameReader::new(receiving, Side::Server);
-        let mut frames = FrameWriter::new(stream.try_clone().map_err(system)?, Side::Client);
-        reader.set_sizes(sizes);
-        frames.set_sizes(sizes);
-        if let Some(key) = &greeted.key {
-            reader.sign_with(key);
-            frames.sign_with(key);
-        }
+        let dialed = dial(target, None)?;
+        let hello = dialed.hello.clone();
+        let kept = Kept::new(Duration::from_millis(hello.lease_ms.into()), dialed.asked);
+        let (line, reader) = dialed.into_line(1, 0, target.timeout);
+        let line = Arc::new(line);
         let shared = Arc::new(Shared {
-            stream,
-            writer: Mutex::new(Writer {
-                frames,
-                last: Instant::now(),
-            }),
             calls: Mutex::new(Calls {
                 next: FIRST,
                 waiting: HashMap::new(),
                 heard: Instant::now(),
-                broken: false,
+                line: Some(Arc::clone(&line)),
+                down: Instant::now(),
+                most: usize::from(hello.requests.max(1)),
+                session: hello.session,
+                epoch: 0,
+                lines: 1,
+                over: false,
             }),
+            changed: Condvar::new(),
             duties: Duties::default(),
-            kept: Kept::new(Duration::from_millis(greeted.hello.lease_ms.into()), asked),
-            timeout,
-            most: usize::from(greeted.hello.requests.max(1)),
-            room: Condvar::new(),
-            closing: AtomicBool::new(false),
+            kept,
+            timeout: target.timeout,
+            disconnected: target.disconnected,
         });
         let mut connection = Self {
             shared,
             threads: Vec::new(),
-            read_only: greeted.hello.read_only,
-            keep: greeted.hello.keep_ms.map(|ms| Duration::from_millis(ms.into())),
+            read_only: hello.read_only,
+            keep: hello.keep_ms.map(|ms| Duration::from_millis(ms.into())),
         };
-        let lease = Duration::from_millis(greeted.hello.lease_ms.into());
+        let (shared, again) = (Arc::clone(&connection.shared), target.clone());
+        connection.spawn("remote-reader", move || {
+            let mut current = Some((line, reader));
+            while let Some((line, reader)) = current {
+                let reason = shared.receive(&line, reader);
+                shared.fail(&line, &reason);
+                current = shared.reconnect(&again);
+            }
+        })?;
         let shared = Arc::clone(&connection.shared);
-        connection.spawn("remote-reader", move || shared.receive(reader))?;
-        let shared = Arc::clone(&connection.shared);
-        connection.spawn("remote-keeper", move || keep(&shared, lease))?;
+        connection.spawn("remote-keeper", move || keep(&shared))?;
         Ok(connection)
     }
 
@@ -447,9 +636,9 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// The server's errno; `EIO` if the connection is broken; `ETIMEDOUT` if it is now, because this answer
-    /// did not come in time; those of [`WireError::errno`] for a request that cannot be sent, such as one
-    /// that is too long.
+    /// The server's errno; `EIO` if nobody knows what has become of it; `ETIMEDOUT` if the answer
+    /// did not come in time; `ESTALE` for nodes and handles of a session that is no more; those of [`WireError::errno`] for a
+    /// request that cannot be sent, such as one that is too long.
     pub fn call(&self, about: &About, request: &Request<'_>) -> Result<Answer, Errno> {
         self.call_kept(about, request).0
     }
@@ -492,26 +681,37 @@ impl Connection {
         &self.shared.kept
     }
 
-    /// Whether it has broken: nothing but `EIO` comes of it then.
+    /// Whether there is no way to the server at the moment.
     #[must_use]
     pub fn is_broken(&self) -> bool {
-        self.shared.calls.lock().broken
+        self.shared.current().is_none()
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
         let shared = &self.shared;
-        shared.closing.store(true, Ordering::Relaxed);
-        if !self.is_broken() {
+        if let Some(line) = shared.current() {
             let limit = shared.timeout.min(GOODBYE);
-            // If it does not keep to the limit, it keeps to the timeout.
-            let _ = shared.stream.set_write_timeout(Some(limit));
+            line.hurry(limit);
             // The session ends without it, too, only later.
             let _ = shared.call(&About::default(), &Request::Goodbye(Empty), limit);
         }
-        shared.fail(&Break::Closed);
+        shared.calls.lock().over = true;
+        shared.changed.notify_all();
+        shared.duties.end();
+        let reader_is_waited_for = match shared.current() {
+            Some(line) => {
+                shared.fail(&line, &Break::Closed);
+                true
+            }
+            // It may be about to connect to who does not answer, and ends by itself.
+            None => false,
+        };
         for thread in self.threads.drain(..) {
+            if thread.thread().name() == Some("remote-reader") && !reader_is_waited_for {
+                continue;
+            }
             if thread.join().is_err() {
                 warn!("a thread of the connection panicked");
             }

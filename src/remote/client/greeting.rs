@@ -8,12 +8,22 @@ use nix::errno::Errno;
 
 use crate::remote::greeting::{Until, VERSIONS, random};
 use crate::remote::wire::auth::{Greeting, Token, proof};
-use crate::remote::wire::message::{Hello, HelloReply, Proof};
+use crate::remote::wire::message::{Hello, HelloReply, Proof, SessionId};
 use crate::remote::wire::{
     Export, Frame, FrameReader, FrameWriter, Header, Kind, Reply, Request, SessionKey, Side, Sizes, VERSION,
     WireError,
 };
 use crate::remote::{Address, Stream};
+
+/// What becomes of requests while there is no way to the server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Disconnected {
+    /// They wait, for the timeout at most.
+    #[default]
+    Wait,
+    /// They fail, those too that were on their way.
+    Fail,
+}
 
 /// What to connect to, and how.
 #[derive(Clone, Debug)]
@@ -27,6 +37,8 @@ pub struct Target {
     pub token: Option<Token>,
     /// Whether answers are to be kept, with a [kernel](super::Connection::keep_in) that does.
     pub keeps: bool,
+    /// What becomes of requests while there is no way to the server.
+    pub disconnected: Disconnected,
     /// How long it may take to connect, and then the whole greeting; and afterwards any reply.
     pub timeout: Duration,
 }
@@ -180,13 +192,17 @@ fn from_wire(error: WireError, timeout: Duration) -> ConnectError {
 }
 
 /// Greets the server: HELLO, and AUTHENTICATE if there is a token. The requests have the numbers 1 and 2.
-pub(super) fn greet(stream: &Stream, target: &Target) -> Result<Greeted, ConnectError> {
+pub(super) fn greet(
+    stream: &Stream,
+    target: &Target,
+    resume: Option<SessionId>,
+) -> Result<Greeted, ConnectError> {
     let hello = Hello {
         versions: VERSIONS,
         sizes: Sizes::default(),
         nonce: random().map_err(ConnectError::System)?,
         export: target.export.clone(),
-        resume: None,
+        resume,
         keeps: target.keeps,
     };
     let (nonce, wished) = (hello.nonce, hello.sizes);

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::connection::{About, Answer, Break, Shared};
+use super::connection::{Break, Heard, Shared};
+use super::epoch::forgotten_outward;
+use super::line::Line;
 use crate::remote::wire::message::{Empty, Forget, Forgotten};
 use crate::remote::wire::{Kind, Request};
 
@@ -23,9 +25,12 @@ const MOST_FORGOTTEN: usize = 3000;
 /// However short a lease is: more than ten a second would be load, and no sign of life.
 const LEAST_PAUSE: Duration = Duration::from_millis(100);
 
+/// The line that INVALIDATE came over, and its number.
+type Invalidated = (u64, u64);
+
 #[derive(Debug, Default)]
 struct Queue {
-    acknowledged: Vec<u64>,
+    acknowledged: Vec<Invalidated>,
     /// As many as the kernel has had nodes, at most.
     forgotten: Vec<Forgotten>,
     over: bool,
@@ -41,12 +46,12 @@ pub(super) struct Duties {
 impl Duties {
     /// INVALIDATED; whether it can still be taken on.
     #[must_use]
-    pub fn acknowledge(&self, request: u64) -> bool {
+    pub fn acknowledge(&self, line: u64, request: u64) -> bool {
         let mut queue = self.queue.lock();
         if queue.acknowledged.len() >= MOST_ACKNOWLEDGED {
             return false;
         }
-        queue.acknowledged.push(request);
+        queue.acknowledged.push((line, request));
         self.some.notify_one();
         true
     }
@@ -70,7 +75,7 @@ impl Duties {
     }
 
     /// What there is to send, after `pause` at most. None when it is over.
-    fn wait(&self, pause: Duration) -> Option<(Vec<u64>, Vec<Forgotten>)> {
+    fn wait(&self, pause: Duration) -> Option<(Vec<Invalidated>, Vec<Forgotten>)> {
         let mut queue = self.queue.lock();
         if !queue.over && queue.acknowledged.is_empty() && queue.forgotten.is_empty() {
             self.some.wait_for(&mut queue, pause);
@@ -86,53 +91,80 @@ impl Duties {
 
 /// The oldest PING that has no answer yet.
 struct Ping {
-    answer: Receiver<Answer>,
+    line: u64,
+    answer: Receiver<Heard>,
     deadline: Instant,
 }
 
-/// Sends what there is to send, until the connection breaks.
-pub(super) fn keep(shared: &Shared, lease: Duration) {
-    let pause = (lease.min(shared.timeout) / 3).max(LEAST_PAUSE);
+/// Sends what there is to send, until it is over.
+pub(super) fn keep(shared: &Shared) {
     let mut ping: Option<Ping> = None;
-    loop {
-        if let Some(pending) = &ping {
-            match pending.answer.try_recv() {
-                Ok(_) => ping = None,
-                Err(TryRecvError::Disconnected) => return,
-                Err(TryRecvError::Empty) if pending.deadline <= Instant::now() => {
-                    let (kind, timeout) = (Kind::Ping, shared.timeout);
-                    return shared.fail(&Break::Silent { kind, timeout });
-                }
-                Err(TryRecvError::Empty) => {}
+    while !shared.is_over() {
+        match shared.current() {
+            Some(line) => {
+                ping = ping.filter(|ping| ping.line == line.number);
+                round(shared, &line, &mut ping);
             }
+            // What is to be taken back waits.
+            None => shared.wait_for_line(shared.timeout),
         }
-        let idle = shared.idle();
-        if idle >= pause {
-            // Also while one is on the way: it is what keeps the lease.
-            let Ok(answer) = shared.send(&About::default(), &Request::Ping(Empty)) else {
-                return;
-            };
+    }
+}
+
+/// Once more, on a line that there was just now. Errors are for whoever reads.
+fn round(shared: &Shared, line: &Line, ping: &mut Option<Ping>) {
+    let pause = (shared.kept.lease().min(shared.timeout) / 3).max(LEAST_PAUSE);
+    if let Some(pending) = ping {
+        match pending.answer.try_recv() {
+            Ok(_) | Err(TryRecvError::Disconnected) => *ping = None,
+            Err(TryRecvError::Empty) if pending.deadline <= Instant::now() => {
+                let (kind, timeout) = (Kind::Ping, shared.timeout);
+                return shared.fail(line, &Break::Silent { kind, timeout });
+            }
+            Err(TryRecvError::Empty) => {}
+        }
+    }
+    let idle = line.idle();
+    if idle >= pause {
+        // Also while one is on the way: it is what keeps the lease.
+        if let Ok(answer) = shared.ping(line) {
             let deadline = Instant::now() + shared.timeout;
-            ping = ping.or(Some(Ping { answer, deadline }));
-            continue;
+            ping.get_or_insert(Ping {
+                line: line.number,
+                answer,
+                deadline,
+            });
         }
-        let due = ping.as_ref().map_or(Duration::MAX, |ping| {
-            ping.deadline.saturating_duration_since(Instant::now())
-        });
-        let Some((acknowledged, forgotten)) = shared.duties.wait((pause - idle).min(due)) else {
+        return;
+    }
+    let due = ping.as_ref().map_or(Duration::MAX, |ping| {
+        ping.deadline.saturating_duration_since(Instant::now())
+    });
+    let Some((acknowledged, forgotten)) = shared.duties.wait((pause - idle).min(due)) else {
+        return;
+    };
+    // A server that has heard of the break asks for no more answers to what it said before.
+    let of_this_line = acknowledged.into_iter().filter(|(of, _)| *of == line.number);
+    for (_, request) in of_this_line {
+        if shared
+            .tell(line, Some(request), &Request::Invalidated(Empty))
+            .is_err()
+        {
             return;
-        };
-        for request in acknowledged {
-            if shared.tell(Some(request), &Request::Invalidated(Empty)).is_err() {
-                return;
-            }
         }
-        for nodes in forgotten.chunks(MOST_FORGOTTEN) {
-            let nodes = nodes.to_vec();
-            // With the connection the server's nodes go, too.
-            if shared.tell(None, &Request::Forget(Forget { nodes })).is_err() {
-                return;
-            }
+    }
+    let forgotten: Vec<_> = forgotten
+        .iter()
+        .filter_map(|forgotten| forgotten_outward(forgotten, line.epoch))
+        .collect();
+    for nodes in forgotten.chunks(MOST_FORGOTTEN) {
+        let nodes = nodes.to_vec();
+        // What is lost with the line the server remembers for as long as the session lasts, no longer.
+        if shared
+            .tell(line, None, &Request::Forget(Forget { nodes }))
+            .is_err()
+        {
+            return;
         }
     }
 }

@@ -26,27 +26,55 @@ const STEP: u32 = 64;
 #[derive(Debug)]
 pub(super) struct Kept {
     kernel: RwLock<Option<Kernel>>,
+    /// Locked while the kernel is told.
+    term: Mutex<Term>,
+}
+
+#[derive(Debug)]
+struct Term {
+    /// As long as it is used.
     lease: Duration,
-    /// Until when the server holds to what it has said, ns since boot. Locked while the kernel is told.
-    deadline: Mutex<u64>,
+    /// Until when the server holds to what it has said, ns since boot.
+    until: u64,
+}
+
+impl Term {
+    fn of(lease: Duration, asked: u64) -> Self {
+        let lease = lease - lease / DRIFT;
+        Self {
+            lease,
+            until: asked.saturating_add(nanos(lease)),
+        }
+    }
 }
 
 impl Kept {
     /// Nothing yet. The lease begins with what was sent at `asked`, ns since boot.
     pub fn new(lease: Duration, asked: u64) -> Self {
-        let lease = lease - lease / DRIFT;
         Self {
             kernel: RwLock::new(None),
-            lease,
-            deadline: Mutex::new(asked.saturating_add(nanos(lease))),
+            term: Mutex::new(Term::of(lease, asked)),
         }
+    }
+
+    /// The line has broken, and there is another one: nothing that was kept is any more.
+    pub fn begins(&self, lease: Duration, asked: u64) {
+        self.void();
+        let mut term = self.term.lock();
+        *term = Term::of(lease, asked);
+        self.with(|cache| cache.deadline_at(term.until));
+    }
+
+    /// How long the server holds to what it says.
+    pub fn lease(&self) -> Duration {
+        self.term.lock().lease
     }
 
     /// From here on the kernel may keep answers.
     pub fn keep_in(&self, kernel: Kernel) {
-        let deadline = self.deadline.lock();
+        let term = self.term.lock();
         if let Some(cache) = kernel.cache() {
-            cache.deadline_at(*deadline);
+            cache.deadline_at(term.until);
         }
         *self.kernel.write() = Some(kernel);
     }
@@ -71,17 +99,17 @@ impl Kept {
 
     /// The server has answered what was sent at `asked`, ns since boot.
     pub fn renewed(&self, asked: u64) {
-        let until = asked.saturating_add(nanos(self.lease));
-        let mut deadline = self.deadline.lock();
-        if until > deadline.saturating_add(nanos(self.lease / STEP)) {
-            *deadline = until;
+        let mut term = self.term.lock();
+        let until = asked.saturating_add(nanos(term.lease));
+        if until > term.until.saturating_add(nanos(term.lease / STEP)) {
+            term.until = until;
             self.with(|cache| cache.deadline_at(until));
         }
     }
 
     /// How long the lease still holds.
     pub fn left(&self) -> Duration {
-        Duration::from_nanos(self.deadline.lock().saturating_sub(boot_time()))
+        Duration::from_nanos(self.term.lock().until.saturating_sub(boot_time()))
     }
 
     /// The server has said INVALIDATE. Nothing of it is used once this returns.

@@ -106,14 +106,23 @@ impl Connection {
             Reply::Symlink(entry) | Reply::Link(entry) => Some(entry),
             _ => None,
         })?;
+        self.take_entry(&answer, entry, snapshot, valid)
+    }
+
+    /// An entry for the kernel.
+    fn take_entry(
+        &self,
+        answer: &Answer,
+        entry: Entry,
+        snapshot: Option<Snapshot>,
+        valid: Validity,
+    ) -> Result<Entry> {
         // To the kernel, 0 would be a name that does not exist.
-        match entry.node {
-            0 => Err(senseless(answer.header.kind, "its node is 0")),
-            _ => {
-                self.publish_attr(&answer, &entry, snapshot, valid);
-                Ok(entry)
-            }
+        if entry.node == 0 {
+            return Err(senseless(answer.header.kind, "its node is 0"));
         }
+        self.publish_attr(answer, &entry, snapshot, valid);
+        Ok(entry)
     }
 
     fn publish_attr(&self, answer: &Answer, entry: &Entry, snapshot: Option<Snapshot>, valid: Validity) {
@@ -181,13 +190,10 @@ impl Connection {
             Reply::Create(created) => Some(created),
             _ => None,
         })?;
-        match created.entry.node {
-            0 => Err(senseless(Kind::Create, "its node is 0")),
-            _ => {
-                self.publish_attr(&answer, &created.entry, snapshot, valid);
-                Ok(created)
-            }
-        }
+        Ok(Created {
+            handle: created.handle,
+            entry: self.take_entry(&answer, created.entry, snapshot, valid)?,
+        })
     }
 
     pub(super) fn ask_listing(&self, about: &About) -> Result<Listing> {
