@@ -170,10 +170,13 @@ enum extfuse_slot_kind {
 
 #define EXTFUSE_HASH_MULTIPLIER 0x9e3779b97f4a7c15ULL /* 2^64 / golden ratio, as in <linux/hash.h> */
 
-/* Slot of a node, 1 to EXTFUSE_SLOTS - 1. */
+/*
+ * Slot of a node, 1 to EXTFUSE_SLOTS - 1. The kind adds a multiple of
+ * EXTFUSE_SLOTS / 16: nodeids that share one slot share those of every kind.
+ */
 static inline __u32 extfuse_node_slot(__u64 nodeid, __u32 kind)
 {
-	__u32 slot = ((nodeid ^ (__u64)kind << 60) * EXTFUSE_HASH_MULTIPLIER) >> (64 - EXTFUSE_SLOT_BITS);
+	__u32 slot = ((nodeid + ((__u64)kind << 60)) * EXTFUSE_HASH_MULTIPLIER) >> (64 - EXTFUSE_SLOT_BITS);
 
 	return slot ? slot : 1;
 }

@@ -4,6 +4,7 @@
 pub mod backing;
 pub mod cache;
 pub mod context;
+pub mod group;
 pub mod maps;
 pub mod object;
 pub mod row;
@@ -13,6 +14,7 @@ pub mod tables;
 pub use backing::{Backing, BackingError, BackingOptions};
 pub use cache::{Cache, Key, NodeIo, Snapshot, Validity};
 pub use context::{Capacity, Context, Learning};
+pub use group::Group;
 pub use maps::Maps;
 pub use object::{OBJECT_MAX, Object, ObjectError};
 pub use row::{Absent, boot_time};

@@ -12,7 +12,7 @@ use extfuse::ebpf::cache::Published;
 use extfuse::ebpf::row::{self, boot_time};
 use extfuse::ebpf::stamps::Slot;
 use extfuse::ebpf::tables::{InMemory, Tables};
-use extfuse::ebpf::{Cache, Key, NodeIo, Snapshot, Stamps, Validity};
+use extfuse::ebpf::{Absent, Cache, Group, Key, NodeIo, Snapshot, Stamps, Validity};
 use fuser::{FileAttr, FileType, INodeNo};
 use proptest::prelude::*;
 
@@ -547,5 +547,92 @@ proptest! {
         let row = cache.entry(NodeId(parent), &name).unwrap();
         prop_assert_eq!((row.nodeid, row.generation), (nodeid, generation));
         prop_assert_eq!(cache.entry(NodeId(parent), &other).is_some(), name == other);
+    }
+}
+
+/// A subtree in a group: `root` in the root, `root/file`, and the attributes of both; published.
+fn publish_subtree(cache: &Cache, group: Group) {
+    let [dir, file] = [0, 1].map(|serial| group.node(serial).unwrap());
+    let at = cache.snapshot();
+    cache.publish_entry(DIR, format!("{}", group.number()).as_bytes(), dir, 0, at, ALWAYS);
+    cache.publish_entry(dir, b"file", file, 0, at, ALWAYS);
+    cache.publish_negative(dir, b"absent", at, ALWAYS);
+    for (node, kind) in [(dir, FileType::Directory), (file, FileType::RegularFile)] {
+        cache.publish_attr(node, &attr(kind), NodeIo::Daemon, at, ALWAYS);
+        cache.publish_xattr_names(Some(node), b"", Absent::all(libc::ENODATA), true, at, ALWAYS);
+    }
+}
+
+/// How much of it is served.
+fn subtree(cache: &Cache, group: Group) -> usize {
+    let [dir, file] = [0, 1].map(|serial| group.node(serial).unwrap());
+    [
+        cache
+            .entry(DIR, format!("{}", group.number()).as_bytes())
+            .is_some(),
+        cache.entry(dir, b"file").is_some(),
+        cache.entry(dir, b"absent").is_some(),
+        cache.attr(dir).is_some(),
+        cache.attr(file).is_some(),
+        cache.xattr_list(dir).is_some(),
+        cache.xattr_list(file).is_some(),
+    ]
+    .into_iter()
+    .filter(|served| *served)
+    .count()
+}
+
+#[test]
+fn a_group_is_voided_as_a_whole_and_alone() {
+    let cache = Cache::in_memory();
+    let [one, other] = [3, 4].map(|number| Group::new(number).unwrap());
+    publish_all(&cache);
+    publish_subtree(&cache, one);
+    publish_subtree(&cache, other);
+    assert_eq!((subtree(&cache, one), subtree(&cache, other)), (7, 7));
+    let before = cache.snapshot().stamp().unwrap();
+    cache.invalidate(&[Key::Group(one)]);
+    assert_eq!(cache.snapshot().stamp().unwrap(), before + 1, "one tick");
+    assert_eq!((subtree(&cache, one), subtree(&cache, other)), (0, 7));
+    assert_eq!(served(&cache), [true; 3]);
+    publish_subtree(&cache, one);
+    assert_eq!(subtree(&cache, one), 7);
+    // In flight, all of it.
+    let change = cache.change(&[Key::Group(one)]);
+    assert_eq!((subtree(&cache, one), subtree(&cache, other)), (0, 7));
+    publish_subtree(&cache, one);
+    assert_eq!(subtree(&cache, one), 0);
+    drop(change);
+    publish_subtree(&cache, one);
+    assert_eq!(subtree(&cache, one), 7);
+}
+
+proptest! {
+    #[test]
+    fn members_of_a_group_share_their_slots(number in 0..Group::MAX, other in 0..Group::MAX, serial in 0..1_u64 << 48) {
+        const KINDS: [SlotKind; 5] = [
+            SlotKind::EXTFUSE_SLOT_ATTR,
+            SlotKind::EXTFUSE_SLOT_XATTR,
+            SlotKind::EXTFUSE_SLOT_DATA,
+            SlotKind::EXTFUSE_SLOT_DIR,
+            SlotKind::EXTFUSE_SLOT_NODE,
+        ];
+        let slots = |node: NodeId| KINDS.map(|kind| Slot::node(node, kind));
+        let group = Group::new(number).unwrap();
+        let node = group.node(serial).unwrap();
+        prop_assert_eq!(Group::of(node), Some((group, serial)));
+        prop_assert!(node.0 > 1);
+        let own = slots(node);
+        prop_assert_eq!(own, slots(group.node(0).unwrap()));
+        // Each kind has its own, and none is the connection's.
+        for (at, slot) in own.iter().enumerate() {
+            prop_assert!(*slot != Slot::CONNECTION && !own[..at].contains(slot));
+        }
+        if other != number {
+            let others = slots(Group::new(other).unwrap().node(serial).unwrap());
+            prop_assert!(others.iter().all(|slot| !own.contains(slot)));
+        }
+        prop_assert_eq!(group.node(serial | 1 << 48), None);
+        prop_assert_eq!(Group::new(number + Group::MAX), None);
     }
 }

@@ -36,6 +36,7 @@ mod sync {
 #[path = "../src/ebpf"]
 mod ebpf {
     pub mod cache;
+    pub mod group;
     pub mod row;
     pub mod stamps;
     pub mod tables;

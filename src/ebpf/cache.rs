@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use fuser::FileAttr;
 
+use super::group::Group;
 use super::row::{self, Absent, boot_time, boot_time_after};
 use super::stamps::{Slot, Stamps};
 use super::tables::{InMemory, Tables};
@@ -31,6 +32,8 @@ pub enum Key<'a> {
     /// Everything about a node, as a name's target, as a directory and by itself: it is gone, or its
     /// id stands for another one now.
     Node(NodeId),
+    /// Everything about every node of a group, by as many operations as [`Key::Node`] takes for one.
+    Group(Group),
     /// Everything.
     All,
 }
@@ -454,6 +457,7 @@ impl Cache {
                 }
                 (slots, slots.len())
             }
+            Key::Group(group) => self.slots(&Key::Node(group.first())),
             Key::All => one(Slot::CONNECTION),
         }
     }

@@ -69,7 +69,12 @@ impl Slot {
     /// The slot of a node (`extfuse_node_slot`).
     #[must_use]
     pub fn node(nodeid: NodeId, kind: SlotKind) -> Self {
-        Self::spread((nodeid.0 ^ u64::from(kind.0) << 60).wrapping_mul(abi::HASH_MULTIPLIER))
+        Self::spread(
+            nodeid
+                .0
+                .wrapping_add(u64::from(kind.0) << 60)
+                .wrapping_mul(abi::HASH_MULTIPLIER),
+        )
     }
 
     /// The slot of a name in a directory (`extfuse_entry_slot`), by the name's SipHash.

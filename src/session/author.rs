@@ -143,7 +143,8 @@ impl Kernel {
     }
 
     /// Announces changes that have happened: see [`Cache::invalidate`]. A subtree is [`Key::Dir`] of each
-    /// of its directories, or [`Key::All`]. Where nothing is kept, nothing is done.
+    /// of its directories, or [`Key::All`], or, if its nodes were numbered for it, [`Key::Group`]. Where nothing
+    /// is kept, nothing is done.
     pub fn invalidate(&self, keys: &[Key<'_>]) {
         if let Some(cache) = self.cache() {
             cache.invalidate(keys);

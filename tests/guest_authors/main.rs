@@ -26,7 +26,7 @@ use std::thread;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use extfuse::abi::NodeId;
-use extfuse::ebpf::{Key, NodeIo, Validity};
+use extfuse::ebpf::{Group, Key, NodeIo, Validity};
 use extfuse::session::SessionError;
 use extfuse::{Kernel, MountOptions};
 use fuser::{
@@ -470,4 +470,80 @@ fn nodes_go_under_the_eyes_of_readers() {
     });
     println!("{went} went, {stayed} stayed");
     assert!(went > 0);
+}
+
+/// Two volumes, `0` and `1`, each with [`VOLUME`] directories of one file each; every number of a volume is
+/// of its group. The mode of all in a volume shows which generation it is of.
+struct Volumes([Arc<AtomicU64>; 2]);
+
+const VOLUME: u64 = 8;
+
+impl Volumes {
+    fn group(volume: u64) -> Group {
+        Group::new(volume as u32).unwrap()
+    }
+
+    /// Serial numbers: 0 the volume, 1 to [`VOLUME`] its directories, from there on their files.
+    fn node(&self, volume: u64, serial: u64) -> FileAttr {
+        let node = Self::group(volume).node(serial).unwrap();
+        FileAttr {
+            kind: match serial <= VOLUME {
+                true => FileType::Directory,
+                false => FileType::RegularFile,
+            },
+            perm: 0o400 + self.0[volume as usize].load(Ordering::SeqCst) as u16,
+            ..attr(node.0, 97)
+        }
+    }
+}
+
+impl Filesystem for Volumes {
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let name: u64 = name.to_str().unwrap().parse().unwrap();
+        let (volume, serial) = match Group::of(NodeId(parent.0)) {
+            None => (name, 0),
+            Some((group, 0)) => (group.number().into(), 1 + name),
+            Some((group, directory)) => (group.number().into(), directory + VOLUME),
+        };
+        reply.entry(&Duration::ZERO, &self.node(volume, serial), Generation(0));
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let attr = match Group::of(NodeId(ino.0)) {
+            None => attr(1, 97),
+            Some((group, serial)) => self.node(group.number().into(), serial),
+        };
+        reply.attr(&Duration::ZERO, &attr);
+    }
+}
+
+#[test]
+fn a_group_is_asked_again_as_a_whole_and_alone() {
+    let generations = [0, 1].map(|_| Arc::new(AtomicU64::new(0)));
+    let options = MountOptions {
+        valid: Some(Validity::UntilChanged),
+        holds_nodes: true,
+        ..module()
+    };
+    let served = Served::new(|at| extfuse::mount(Volumes(generations.clone()), at, &options).unwrap());
+    // The modes of all directories and files in a volume.
+    let modes = |volume: u64| {
+        let paths = (0..VOLUME)
+            .flat_map(|directory| [format!("{volume}/{directory}"), format!("{volume}/{directory}/0")]);
+        let modes: Vec<_> = paths
+            .map(|path| fs::metadata(served.path(&path)).unwrap().mode() & 0o777)
+            .collect();
+        assert!(modes.iter().all(|mode| *mode == modes[0]), "{modes:?}");
+        modes[0]
+    };
+    let walk = || [modes(0), modes(1)];
+    walk();
+    assert_eq!(served.upcalls(|| assert_eq!(walk(), [0o400, 0o400])), []);
+    generations[0].store(1, Ordering::SeqCst);
+    assert_eq!(served.upcalls(|| assert_eq!(walk(), [0o400, 0o400])), []);
+    served.kernel.invalidate(&[Key::Group(Volumes::group(0))]);
+    let asked = served.upcalls(|| assert_eq!(walk(), [0o401, 0o400]));
+    println!("a group of {} nodes invalidated: {asked:?}", 1 + 2 * VOLUME);
+    assert_eq!(of(&asked, "LOOKUP"), 2 * VOLUME);
+    assert_eq!(served.upcalls(|| assert_eq!(walk(), [0o401, 0o400])), []);
 }
