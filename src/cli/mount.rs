@@ -60,6 +60,10 @@ pub struct Mount {
     /// All changes to SOURCE come through this mount: answers hold until then
     #[arg(long)]
     exclusive: bool,
+    /// Nodes to remember when the kernel has forgotten them, each with a descriptor, so that their names are
+    /// found without a request again; 0: none; default: with --exclusive as many as the maps have rows
+    #[arg(long, value_name = "N")]
+    hold: Option<u32>,
     #[command(flatten)]
     line: Line,
 }
@@ -79,7 +83,8 @@ Mount options:
                              (default: 0; without handlers the ttl if given)
   keep_cache                 opening a file keeps its cached pages (implies no_passthrough)
   no_passthrough             reads and writes go through the daemon
-  ttl=SECONDS, exclusive     as the options above
+  ttl=SECONDS, exclusive, hold=N
+                             as the options above
   entries=N                  rows in each of the handlers' maps";
 
 pub(super) fn seconds(text: &str) -> Result<Duration, String> {
@@ -121,6 +126,7 @@ impl Mount {
         }
         options.ttl = self.ttl.or(options.ttl);
         options.exclusive |= self.exclusive;
+        options.hold = self.hold.or(options.hold);
         options.check()?;
         Ok(options)
     }

@@ -14,7 +14,8 @@
 //! `O_TRUNC` arrives as a SETATTR after the OPEN, not within it.
 //!
 //! Locks (`flock`, `fcntl`) are the kernel's, and hold among those who use the mount. Descriptors:
-//! one for each inode the kernel remembers; see [`Stack::raise_nofile`].
+//! one for each inode the kernel remembers, see [`Stack::raise_nofile`], and for each that is held when it has
+//! forgotten it ([`Hold`]).
 //!
 //! Inode numbers are the source's (`inode_number.rs`). fuser can answer LOOKUP only with one number, which has
 //! to be the nodeid; so answers that carry an entry have attributes that are valid for no time at all, and
@@ -26,6 +27,7 @@ mod data;
 mod directory;
 mod fuse;
 mod handles;
+mod held;
 mod inode_number;
 mod io_mode;
 mod namespace;
@@ -47,6 +49,7 @@ use nix::sys::statfs::{ECRYPTFS_SUPER_MAGIC, FUSE_SUPER_MAGIC, OVERLAYFS_SUPER_M
 use self::data::OpenFile;
 use self::directory::OpenDir;
 use self::handles::Handles;
+use self::held::Held;
 use self::inode_number::InodeNumbers;
 use self::table::NodeTable;
 use self::xattr::Absences;
@@ -58,6 +61,7 @@ use crate::sys::at;
 pub use self::attributes::SetAttr;
 pub use self::data::Opened;
 pub use self::directory::DirEntry;
+pub use self::held::Hold;
 pub use self::table::Inode;
 pub use self::xattr::XattrReply;
 pub use crate::sys::creds::Caller;
@@ -79,6 +83,9 @@ pub struct StackOptions {
     pub cache: Option<Arc<Cache>>,
     /// How long what is published is valid.
     pub validity: Validity,
+    /// Which nodes stay when the kernel has forgotten them, so that what was published of them is of use;
+    /// needs `cache`. The connection must have been told (`EXTFUSE_HOLDS_NODES`).
+    pub hold: Option<Hold>,
 }
 
 impl Default for StackOptions {
@@ -91,6 +98,7 @@ impl Default for StackOptions {
             read_only: false,
             cache: None,
             validity: Validity::UntilChanged,
+            hold: None,
         }
     }
 }
@@ -106,6 +114,9 @@ pub enum StackError {
         /// What the system said.
         errno: Errno,
     },
+    /// There is no thread to let nodes go.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
     /// Descriptors can be opened again under /proc only.
     #[error("/proc is not mounted, or hides /proc/self/fd: {errno}")]
     Proc {
@@ -120,6 +131,7 @@ impl StackError {
     pub fn errno(&self) -> Errno {
         match self {
             Self::Source { errno, .. } | Self::Proc { errno } => *errno,
+            Self::Thread(error) => data::errno(error),
         }
     }
 }
@@ -140,7 +152,8 @@ pub type Result<T> = std::result::Result<T, Errno>;
 #[derive(Debug)]
 pub struct Stack {
     options: StackOptions,
-    nodes: NodeTable,
+    nodes: Arc<NodeTable>,
+    held: Option<Held>,
     numbers: InodeNumbers,
     files: Handles<OpenFile>,
     dirs: Handles<OpenDir>,
@@ -170,9 +183,13 @@ impl Stack {
             .map_err(source_error)?
             .filesystem_type();
         let stacked = [OVERLAYFS_SUPER_MAGIC, FUSE_SUPER_MAGIC, ECRYPTFS_SUPER_MAGIC].contains(&kind);
+        let hold = options.hold.clone().zip(options.cache.as_ref());
+        let nodes = Arc::new(NodeTable::new(root, &stat, hold.is_some()).map_err(source_error)?);
+        let held = hold.map(|(hold, cache)| Held::start(hold, cache, options.validity, &nodes));
         Ok(Self {
+            held: held.transpose().map_err(StackError::Thread)?,
             options,
-            nodes: NodeTable::new(root, &stat).map_err(source_error)?,
+            nodes,
             numbers: InodeNumbers::new(stat.dev),
             files: Handles::default(),
             dirs: Handles::default(),
@@ -209,7 +226,7 @@ impl Stack {
         Arc::clone(&self.upcalls)
     }
 
-    /// How many inodes the kernel knows, the root included.
+    /// How many inodes the kernel knows or are held, the root included.
     #[must_use]
     pub fn nodes(&self) -> usize {
         self.nodes.len()

@@ -2,6 +2,7 @@
 //! From a source and a mount point to a session.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::connection::Fuse;
 use super::handlers::{Handlers, Wanted};
@@ -9,6 +10,7 @@ use super::place::Place;
 use super::start::{Made, Plan};
 use super::{MountOptions, Session, SessionError, Supervisor};
 use crate::ebpf::Learning;
+use crate::fs::stack::Hold;
 use crate::fs::{Stack, StackOptions};
 use crate::sys::mount::Parameters;
 
@@ -88,9 +90,13 @@ impl Builder {
     pub fn mount(self) -> Result<Session, SessionError> {
         self.options.check()?;
         let place = Place::check(&self.source, &self.mountpoint)?;
-        if let Err(errno) = Stack::raise_nofile() {
+        let most = Stack::raise_nofile().unwrap_or_else(|errno| {
             tracing::warn!("cannot raise the limit of open files: {errno}");
-        }
+            0
+        });
+        // The rest is for what the kernel remembers, and for open files.
+        let hold =
+            usize::try_from(most / 2).map_or(usize::MAX, |half| half.min(self.options.hold() as usize));
         let fuse = Fuse::choose(self.stock, self.require_module)?;
         let parameters = self.parameters(&place, &fuse);
         let learning = Learning {
@@ -107,14 +113,13 @@ impl Builder {
             handlers: self.handlers.then_some(Wanted {
                 entries: self.options.entries,
                 learning,
-                // A node holds a descriptor: it goes when the kernel forgets it.
-                holds_nodes: false,
+                holds_nodes: hold > 0,
             }),
             require_module: self.require_module,
             threads: self.threads,
             supervisor: self.supervisor,
         };
-        plan.start(|handlers| stack(&place.source, &self.options, handlers))
+        plan.start(|handlers| stack(&place.source, &self.options, hold, handlers))
     }
 
     fn parameters(&self, place: &Place, fuse: &Fuse) -> Parameters {
@@ -140,6 +145,7 @@ impl Builder {
 fn stack(
     source: &Path,
     options: &MountOptions,
+    hold: usize,
     handlers: Option<&Handlers>,
 ) -> Result<Made<Stack>, SessionError> {
     let (entry_timeout, attr_timeout) = options.timeouts(handlers.is_some());
@@ -151,6 +157,10 @@ fn stack(
         read_only: options.read_only,
         cache: handlers.map(Handlers::cache),
         validity: options.validity(),
+        hold: handlers.filter(|_| hold > 0).map(|handlers| Hold {
+            nodes: hold,
+            device: Arc::downgrade(handlers.device()),
+        }),
     };
     let stack = Stack::new(source, options)?;
     let upcalls = stack.upcalls();

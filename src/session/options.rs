@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::ebpf::Validity;
+use crate::ebpf::{Capacity, Validity};
 
 /// How long an answer may be served while the source may change behind the mount: what stock FUSE
 /// daemons use by default.
@@ -52,6 +52,8 @@ pub struct MountOptions {
     pub exclusive: bool,
     /// `entries=`: how many names and how many nodes the handlers' maps hold.
     pub entries: Option<u32>,
+    /// `hold=`: how many nodes are held when the kernel has forgotten them; see [`hold`](Self::hold).
+    pub hold: Option<u32>,
 }
 
 impl Default for MountOptions {
@@ -73,6 +75,7 @@ impl Default for MountOptions {
             ttl: None,
             exclusive: false,
             entries: None,
+            hold: None,
         }
     }
 }
@@ -150,6 +153,21 @@ impl MountOptions {
         )
     }
 
+    /// How many nodes are held, with handlers, when the kernel has forgotten them. By default as many as
+    /// the handlers' maps have rows, if answers hold until something changes. Those that hold for a time
+    /// are soon of no use, and a file that is removed behind the mount would keep its space for as long.
+    #[must_use]
+    pub fn hold(&self) -> u32 {
+        let usual = match self.validity() {
+            Validity::UntilChanged => self.entries.unwrap_or(Capacity::default().attrs),
+            Validity::For(_) => 0,
+        };
+        match self.validity() {
+            Validity::For(Duration::ZERO) => 0,
+            _ => self.hold.unwrap_or(usual),
+        }
+    }
+
     fn switch(&mut self, name: &str) -> Result<(), OptionError> {
         match name {
             // Always so: a daemon that runs as root must not be what decides on permissions.
@@ -169,7 +187,8 @@ impl MountOptions {
             "keep_cache" => self.keep_cache = true,
             "no_passthrough" => self.passthrough = false,
             "exclusive" => self.exclusive = true,
-            "fsname" | "subtype" | "max_read" | "entry_timeout" | "attr_timeout" | "ttl" | "entries" => {
+            "fsname" | "subtype" | "max_read" | "entry_timeout" | "attr_timeout" | "ttl" | "entries"
+            | "hold" => {
                 return self.assign(name, b"");
             }
             _ => return Err(OptionError::Unknown(name.into())),
@@ -205,6 +224,7 @@ impl MountOptions {
             "subtype" => return Err(wrong("letters and digits")),
             "max_read" => self.max_read = Some(count()?),
             "entries" => self.entries = Some(count()?),
+            "hold" => self.hold = Some(text.parse().map_err(|_| wrong("a number"))?),
             "entry_timeout" => self.entry_timeout = Some(seconds()?),
             "attr_timeout" => self.attr_timeout = Some(seconds()?),
             "ttl" => self.ttl = Some(seconds()?),
@@ -273,14 +293,15 @@ mod tests {
 
     #[test]
     fn values_are_read() {
-        let options =
-            parse(r"fsname=a\,b=c,subtype=x-1,max_read=4096,entry_timeout=0.5,attr_timeout=inf,entries=7")
-                .unwrap();
+        let options = parse(
+            r"fsname=a\,b=c,subtype=x-1,max_read=4096,entry_timeout=0.5,attr_timeout=inf,entries=7,hold=0",
+        )
+        .unwrap();
         assert_eq!(options.fsname, Some("a,b=c".into()));
         assert_eq!(options.subtype.as_deref(), Some("x-1"));
         assert_eq!(options.max_read, Some(4096));
         assert_eq!(options.timeouts(true), (Duration::from_millis(500), FOREVER));
-        assert_eq!(options.entries, Some(7));
+        assert_eq!((options.entries, options.hold), (Some(7), Some(0)));
     }
 
     #[test]
@@ -295,12 +316,23 @@ mod tests {
             "ttl",
             "ttl=nan",
             "entries=0",
+            "hold=-1",
+            "hold",
             "max_read=x",
             "fsname=",
             "subtype=a.b",
         ] {
             assert!(matches!(parse(bad), Err(OptionError::Value { .. })), "{bad}");
         }
+    }
+
+    #[test]
+    fn nodes_are_held_where_answers_outlive_them() {
+        let hold = |list: &str| parse(list).unwrap().hold();
+        assert_eq!((hold(""), hold("ttl=60"), hold("exclusive")), (0, 0, 65536));
+        assert_eq!(hold("exclusive,entries=7"), 7);
+        assert_eq!((hold("exclusive,hold=0"), hold("ttl=60,hold=9")), (0, 9));
+        assert_eq!(hold("ttl=0,hold=9"), 0, "nothing is answered");
     }
 
     #[test]

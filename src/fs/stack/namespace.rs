@@ -13,9 +13,10 @@ use nix::sys::stat::{Mode, SFlag};
 use nix::unistd::UnlinkatFlags;
 
 use super::attributes::decode_rdev;
+use super::table::Node;
 use super::{Entry, Result, Stack};
 use crate::abi::NodeId;
-use crate::sys::at;
+use crate::sys::at::{self, Stat};
 use crate::sys::creds::{Acting, Caller, set_umask};
 
 /// A name that is one component of a path. The kernel sends nothing else; a name that is none could lead
@@ -55,7 +56,10 @@ impl Stack {
 
     /// Takes back lookups of a node. A node that is not there is no error: the kernel expects no answer.
     pub fn forget(&self, id: NodeId, nlookup: u64) {
-        self.nodes.forget(id, nlookup);
+        let waits = self.nodes.forget(id, nlookup);
+        if let (Some(held), Some(node)) = (&self.held, waits) {
+            held.forgotten(&node);
+        }
     }
 
     /// The target of a symbolic link.
@@ -123,7 +127,7 @@ impl Stack {
         parent: NodeId,
         name: &OsStr,
         caller: Caller,
-        make: impl FnOnce(&super::table::Node, &OsStr) -> Result<()>,
+        make: impl FnOnce(&Node, &OsStr) -> Result<()>,
     ) -> Result<Entry> {
         self.writable()?;
         let dir = self.nodes.get(parent)?;
@@ -168,7 +172,28 @@ impl Stack {
     fn remove(&self, parent: NodeId, name: &OsStr, flags: UnlinkatFlags) -> Result<()> {
         self.writable()?;
         let dir = self.nodes.get(parent)?;
-        nix::unistd::unlinkat(&*dir, component(name)?, flags)
+        let name = component(name)?;
+        let victim = self.stands_for(&dir, name);
+        nix::unistd::unlinkat(&*dir, name, flags)?;
+        self.lost_a_name(victim);
+        Ok(())
+    }
+
+    /// What a name that is about to go stands for, if that matters.
+    fn stands_for(&self, dir: &Node, name: &OsStr) -> Option<Stat> {
+        self.held.as_ref()?;
+        at::stat_name(dir, name).ok()
+    }
+
+    /// No FORGET tells when the kernel drops an inode that it has from a map: if a file has lost its last name,
+    /// its node must not be what keeps its space.
+    fn lost_a_name(&self, victim: Option<Stat>) {
+        if let (Some(held), Some(stat)) = (&self.held, victim)
+            && let Some(waiting) = self.nodes.waits(&stat)
+            && let Ok(node) = self.nodes.get(waiting.id)
+        {
+            held.lost_a_name(&node);
+        }
     }
 
     /// Moves, replaces or exchanges names. A whiteout belongs to the caller.
@@ -193,7 +218,10 @@ impl Stack {
             false => None,
         };
         let flags = nix::fcntl::RenameFlags::from_bits(flags.bits()).ok_or(Errno::EINVAL)?;
-        nix::fcntl::renameat2(&*from, name, &*to, new_name, flags)
+        let victim = self.stands_for(&to, new_name);
+        nix::fcntl::renameat2(&*from, name, &*to, new_name, flags)?;
+        self.lost_a_name(victim);
+        Ok(())
     }
 
     /// The entry of an inode that was opened as a node; counts one lookup.

@@ -3,8 +3,10 @@
 //!
 //! Invariants:
 //!
-//! 1. A node is in the table if and only if its lookup count is above zero; the root always is. A count grows
-//!    by one for every entry that is sent to the kernel, and shrinks by what FORGET gives back.
+//! 1. A node is in the table if and only if its lookup count is above zero, or it is held; the root always is.
+//!    A count grows by one for every entry that is sent to the kernel, and shrinks by what FORGET gives back. A
+//!    node that is held waits in a queue while its count is zero. The kernel may have an inode of it all the
+//!    same: who takes it out of the table has asked, and nobody was told of it meanwhile ([`Turn`]).
 //! 2. Node, count and both indices change together, under the table's lock.
 //! 3. A node holds an `O_PATH` descriptor of its inode, which keeps the inode's number from being reused: as
 //!    long as a node is found under a [`Key`], the key stands for that very inode. Whoever looks a key up must
@@ -12,9 +14,10 @@
 //! 4. A nodeid is never used twice, so a late message about a node that has gone can't hit another one.
 //! 5. An operation holds its node by `Arc`: FORGET does not close a descriptor that is in use.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use fuser::{BackingId, FileType};
 use nix::errno::Errno;
@@ -93,10 +96,28 @@ impl AsFd for Node {
     }
 }
 
+/// A place in the queue of those that wait. Nobody gets one twice: a node that has the turn it had has not
+/// been looked up since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Turn(u64);
+
+/// A node that the kernel has forgotten.
+#[derive(Clone, Copy, Debug)]
+pub struct Waiting {
+    /// The node.
+    pub id: NodeId,
+    /// Its place.
+    pub turn: Turn,
+    /// Since when it has waited there.
+    pub since: Instant,
+}
+
 #[derive(Debug)]
 struct Row {
     node: Arc<Node>,
     nlookup: u64,
+    /// Its place in the queue; none while `nlookup` is above zero.
+    turn: Option<Turn>,
 }
 
 #[derive(Debug)]
@@ -104,23 +125,57 @@ struct Rows {
     by_id: HashMap<NodeId, Row>,
     by_key: HashMap<Key, NodeId>,
     last: NodeId,
+    /// Those whose count is zero, by [`Turn`]: the longest forgotten first.
+    waiting: BTreeMap<Turn, (NodeId, Instant)>,
+    last_turn: Turn,
+}
+
+impl Rows {
+    /// Puts a node at the end of the queue, or leaves it out.
+    fn queue(&mut self, id: NodeId) {
+        let turn = Turn(self.last_turn.0 + 1);
+        self.last_turn = turn;
+        if let Some(row) = self.by_id.get_mut(&id) {
+            row.turn = Some(turn);
+            self.waiting.insert(turn, (id, Instant::now()));
+        }
+    }
+
+    /// Takes the node out of everything.
+    fn remove(&mut self, id: NodeId) -> Option<Row> {
+        let row = self.by_id.remove(&id)?;
+        self.by_key.remove(&row.node.key);
+        if let Some(turn) = row.turn {
+            self.waiting.remove(&turn);
+        }
+        Some(row)
+    }
+
+    fn has_turn(&self, id: NodeId, turn: Turn) -> bool {
+        self.by_id.get(&id).is_some_and(|row| row.turn == Some(turn))
+    }
 }
 
 /// The nodes by nodeid and by inode.
 #[derive(Debug)]
 pub struct NodeTable {
     rows: RwLock<Rows>,
+    /// Nodes are held when the kernel has forgotten them.
+    holds: bool,
 }
 
 impl NodeTable {
-    /// A table that knows the root alone, for ever.
-    pub fn new(root: OwnedFd, stat: &Stat) -> Result<Self, Errno> {
+    /// A table that knows the root alone, for ever. If it `holds` nodes, they stay until [`let_go`](Self::let_go).
+    pub fn new(root: OwnedFd, stat: &Stat, holds: bool) -> Result<Self, Errno> {
         let table = Self {
             rows: RwLock::new(Rows {
                 by_id: HashMap::new(),
                 by_key: HashMap::new(),
                 last: NodeId(0),
+                waiting: BTreeMap::new(),
+                last_turn: Turn(0),
             }),
+            holds,
         };
         let node = table.lookup(root, stat)?;
         debug_assert_eq!(node.id, NodeId::ROOT);
@@ -143,9 +198,18 @@ impl NodeTable {
         let key = Key::of(stat);
         let kind = file_type(stat.mode).ok_or(Errno::EIO)?;
         let mut rows = self.rows.write();
-        let Rows { by_id, by_key, last } = &mut *rows;
+        let Rows {
+            by_id,
+            by_key,
+            last,
+            waiting,
+            ..
+        } = &mut *rows;
         if let Some(row) = by_key.get(&key).and_then(|id| by_id.get_mut(id)) {
             row.nlookup += 1;
+            if let Some(turn) = row.turn.take() {
+                waiting.remove(&turn);
+            }
             let node = Arc::clone(&row.node);
             // Closing takes its time, and nobody needs to wait for it.
             drop(rows);
@@ -167,29 +231,77 @@ impl NodeTable {
             Row {
                 node: Arc::clone(&node),
                 nlookup: 1,
+                turn: None,
             },
         );
         Ok(node)
     }
 
-    /// Takes back `nlookup` lookups. The node goes with the last one.
-    pub fn forget(&self, id: NodeId, nlookup: u64) {
+    /// Takes back `nlookup` lookups. With the last one the node goes, or, if nodes are held, waits: then
+    /// it is given.
+    pub fn forget(&self, id: NodeId, nlookup: u64) -> Option<Arc<Node>> {
         if id == NodeId::ROOT {
-            return;
+            return None;
         }
         let mut rows = self.rows.write();
-        let Some(row) = rows.by_id.get_mut(&id) else {
-            return;
-        };
+        let row = rows.by_id.get_mut(&id)?;
         // More than was handed out would be the kernel's mistake; it must not become ours.
         row.nlookup = row.nlookup.saturating_sub(nlookup);
-        if row.nlookup == 0
-            && let Some(row) = rows.by_id.remove(&id)
-        {
-            rows.by_key.remove(&row.node.key);
-            // The descriptor is closed when the last operation lets go of it, not under the lock.
+        if row.nlookup > 0 || row.turn.is_some() {
+            return None;
+        }
+        if self.holds {
+            let node = Arc::clone(&row.node);
+            rows.queue(id);
+            return Some(node);
+        }
+        let row = rows.remove(id);
+        // The descriptor is closed when the last operation lets go of it, not under the lock.
+        drop(rows);
+        drop(row);
+        None
+    }
+
+    /// The node of the inode that `stat` was read from, if it waits.
+    pub fn waits(&self, stat: &Stat) -> Option<Waiting> {
+        let rows = self.rows.read();
+        rows.by_key.get(&Key::of(stat)).and_then(|id| waiting(&rows, *id))
+    }
+
+    /// The node, if it waits.
+    pub fn waiting(&self, id: NodeId) -> Option<Waiting> {
+        waiting(&self.rows.read(), id)
+    }
+
+    /// Which waits longest, and how many wait.
+    pub fn longest(&self) -> (Option<Waiting>, usize) {
+        let rows = self.rows.read();
+        let first = rows.waiting.first_key_value();
+        let first = first.map(|(turn, (id, since))| Waiting {
+            id: *id,
+            turn: *turn,
+            since: *since,
+        });
+        (first, rows.waiting.len())
+    }
+
+    /// Takes a node out of the table that has waited since `turn`, and was not looked up meanwhile. The
+    /// kernel has no inode of it, and can't make one.
+    pub fn let_go(&self, id: NodeId, turn: Turn) {
+        let mut rows = self.rows.write();
+        if rows.has_turn(id, turn) {
+            let row = rows.remove(id);
             drop(rows);
             drop(row);
+        }
+    }
+
+    /// Has a node wait anew: the kernel has an inode of it.
+    pub fn wait_again(&self, id: NodeId, turn: Turn) {
+        let mut rows = self.rows.write();
+        if rows.has_turn(id, turn) {
+            rows.waiting.remove(&turn);
+            rows.queue(id);
         }
     }
 
@@ -197,6 +309,16 @@ impl NodeTable {
     pub fn len(&self) -> usize {
         self.rows.read().by_id.len()
     }
+}
+
+fn waiting(rows: &Rows, id: NodeId) -> Option<Waiting> {
+    let turn = rows.by_id.get(&id)?.turn?;
+    let (_, since) = rows.waiting.get(&turn)?;
+    Some(Waiting {
+        id,
+        turn,
+        since: *since,
+    })
 }
 
 /// The type in a mode, if it is one of the seven.
@@ -227,12 +349,16 @@ mod tests {
 
     impl Fixture {
         fn new() -> Self {
+            Self::holding(false)
+        }
+
+        fn holding(holds: bool) -> Self {
             let dir = tempfile::tempdir().unwrap();
             let root = OwnedFd::from(fs::File::open(dir.path()).unwrap());
             let stat = at::stat(&root).unwrap();
             Self {
                 dir,
-                table: NodeTable::new(root, &stat).unwrap(),
+                table: NodeTable::new(root, &stat, holds).unwrap(),
             }
         }
 
@@ -306,6 +432,49 @@ mod tests {
         f.table.forget(id, 1);
         f.table.forget(NodeId(0), 1);
         assert_eq!(f.table.len(), 1);
+    }
+
+    #[test]
+    fn a_node_that_is_held_waits_for_its_turn() {
+        let f = Fixture::holding(true);
+        for name in ["a", "b"] {
+            f.write(name);
+        }
+        let [a, b] = ["a", "b"].map(|name| f.lookup(name).id);
+        assert!(f.table.longest().0.is_none());
+        assert!(f.table.forget(a, 1).is_some() && f.table.forget(b, 1).is_some());
+        assert!(f.table.forget(a, 1).is_none(), "again");
+        let (first, waiting) = f.table.longest();
+        let first = first.unwrap();
+        assert_eq!((first.id, waiting), (a, 2));
+        // The kernel has it: the other one's turn.
+        f.table.wait_again(a, first.turn);
+        assert_eq!(f.table.longest().0.unwrap().id, b);
+        f.table.let_go(a, first.turn);
+        assert_eq!(f.lookup("a").id, a, "it had another turn");
+        assert_eq!(f.table.longest().1, 1);
+        let second = f.table.longest().0.unwrap();
+        f.table.let_go(b, second.turn);
+        assert_eq!(f.table.get(b).unwrap_err(), Errno::ESTALE);
+        assert!(f.lookup("b").id > b);
+    }
+
+    #[test]
+    fn a_node_that_was_looked_up_since_is_not_let_go() {
+        let f = Fixture::holding(true);
+        f.write("a");
+        let id = f.lookup("a").id;
+        f.table.forget(id, 1);
+        let before = f.table.waiting(id).unwrap();
+        f.lookup("a");
+        f.table.let_go(id, before.turn);
+        assert!(f.table.get(id).is_ok() && f.table.waiting(id).is_none());
+        f.table.forget(id, 1);
+        // It waits as before, but the kernel may have made an inode of what it was told meanwhile.
+        f.table.let_go(id, before.turn);
+        f.table.wait_again(id, before.turn);
+        assert!(f.table.get(id).is_ok() && f.table.waiting(id).unwrap().turn > before.turn);
+        assert_eq!(f.table.rows.read().waiting.len(), 1);
     }
 
     #[test]
