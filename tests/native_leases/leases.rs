@@ -361,7 +361,7 @@ fn when_a_line_breaks_it_is_made_again_and_nothing_of_before_is_used() {
         disconnected: Disconnected::Wait,
         ..server.target()
     };
-    let client = Client::connect(&target);
+    let (client, near) = (Client::connect(&target), Client::connect(&server.target()));
     let held =
         || fs::read_dir("/proc/self/fd").unwrap().count() + fs::read_dir("/proc/self/task").unwrap().count();
     let mut first = None;
@@ -385,6 +385,14 @@ fn when_a_line_breaks_it_is_made_again_and_nothing_of_before_is_used() {
         assert_ne!(fresh, node, "a number of another session");
         assert_eq!(client.size(node), Err(Errno::ESTALE));
         assert_eq!(client.size(fresh), Ok(4));
+        // Nobody waits for what it was told before.
+        let start = Instant::now();
+        near.truncate(near.lookup(ROOT, "file").unwrap(), 4).unwrap();
+        assert!(
+            start.elapsed() < LEASE / 2,
+            "round {round}: {:?}",
+            start.elapsed()
+        );
         if round == 10 {
             first = Some(held());
         }

@@ -143,11 +143,13 @@ fn round(shared: &Shared, line: &Line, ping: &mut Option<Ping>) {
     let Some((acknowledged, forgotten)) = shared.duties.wait((pause - idle).min(due)) else {
         return;
     };
+    // Meanwhile there may be another line.
+    let Some(line) = shared.current() else { return };
     // A server that has heard of the break asks for no more answers to what it said before.
     let of_this_line = acknowledged.into_iter().filter(|(of, _)| *of == line.number);
     for (_, request) in of_this_line {
         if shared
-            .tell(line, Some(request), &Request::Invalidated(Empty))
+            .tell(&line, Some(request), &Request::Invalidated(Empty))
             .is_err()
         {
             return;
@@ -161,7 +163,7 @@ fn round(shared: &Shared, line: &Line, ping: &mut Option<Ping>) {
         let nodes = nodes.to_vec();
         // What is lost with the line the server remembers for as long as the session lasts, no longer.
         if shared
-            .tell(line, None, &Request::Forget(Forget { nodes }))
+            .tell(&line, None, &Request::Forget(Forget { nodes }))
             .is_err()
         {
             return;

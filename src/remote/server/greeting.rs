@@ -44,6 +44,9 @@ pub struct Greeted {
     pub key: Option<SessionKey>,
     /// The client keeps what it is told.
     pub keeps: bool,
+    pub session: SessionId,
+    /// The session that it had before.
+    pub before: Option<SessionId>,
 }
 
 /// A request, between its header and its payload.
@@ -99,7 +102,7 @@ pub fn greet(shared: &Shared, stream: &Stream) -> Result<Option<Greeted>, Unwelc
     let mut session = SessionId([0; 16]);
     session.0.copy_from_slice(&id[..16]);
     let sizes = hello.sizes.or_larger(options.sizes);
-    let keeps = hello.keeps;
+    let (keeps, before) = (hello.keeps, hello.resume);
     let reply = Reply::Hello(HelloReply {
         version: VERSION,
         sizes,
@@ -122,6 +125,8 @@ pub fn greet(shared: &Shared, stream: &Stream) -> Result<Option<Greeted>, Unwelc
             sizes,
             key: None,
             keeps,
+            session,
+            before,
         }));
     };
     let Some((header, Request::Authenticate(theirs), _)) =
@@ -139,6 +144,8 @@ pub fn greet(shared: &Shared, stream: &Stream) -> Result<Option<Greeted>, Unwelc
                 sizes,
                 key,
                 keeps,
+                session,
+                before,
             }))
         }
         None => {

@@ -28,7 +28,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::session::millis;
 use crate::fs::stack::Inode;
-use crate::remote::wire::message::Invalidation;
+use crate::remote::wire::message::{Invalidation, SessionId};
 use crate::remote::wire::{Name, WireError};
 
 /// What of an inode may be told and change.
@@ -162,6 +162,7 @@ struct Standing {
 
 /// A client that may keep what it is told.
 pub struct Holder {
+    session: SessionId,
     leases: Arc<Leases>,
     told: Mutex<Told>,
     standing: Mutex<Standing>,
@@ -408,8 +409,9 @@ impl Leases {
     }
 
     /// A client that begins to be told things.
-    pub fn holder(self: &Arc<Self>, line: Arc<dyn Line>) -> Arc<Holder> {
+    pub fn holder(self: &Arc<Self>, session: SessionId, line: Arc<dyn Line>) -> Arc<Holder> {
         let holder = Arc::new(Holder {
+            session,
             leases: Arc::clone(self),
             told: Mutex::default(),
             standing: Mutex::new(Standing {
@@ -437,6 +439,21 @@ impl Leases {
             all &= holder.answers(&numbers, deadline);
         }
         all
+    }
+
+    /// A client has connected anew, and uses nothing any more of what it was told in this session of its: nobody has to
+    /// wait until it is over.
+    pub fn left(&self, session: SessionId) {
+        let holder = {
+            let holders = self.holders.lock();
+            holders.iter().find(|holder| holder.session == session).cloned()
+        };
+        let Some(holder) = holder else { return };
+        let line = holder.line.lock().clone();
+        holder.ended(true);
+        if let Some(line) = line {
+            line.cut();
+        }
     }
 
     fn tidy(&self) {

@@ -132,9 +132,12 @@ pub fn serve(shared: &Shared, greeted: Greeted, stream: &Arc<Stream>) {
         stream: Arc::clone(stream),
         writer: Mutex::new(writer),
     });
+    if let Some(before) = greeted.before {
+        shared.leases.left(before);
+    }
     let holder = greeted
         .keeps
-        .then(|| shared.leases.holder(Arc::clone(&line) as _));
+        .then(|| shared.leases.holder(greeted.session, Arc::clone(&line) as _));
     let session = Session {
         shared,
         stack: greeted.stack,
