@@ -245,6 +245,8 @@ impl Keeper {
         match device.has_inode(id) {
             Ok(false) => {
                 self.table.let_go(id, turn);
+                // With its descriptor its space may have gone: how full the file system is, is asked anew.
+                cache.invalidate(&[Key::Node(id)]);
                 true
             }
             Ok(true) => {
