@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The end that mounts the directory: [`Connection`] asks, and [`Remote`] is what the kernel sees of it.
 
+mod calls;
 mod connection;
 mod epoch;
 mod filesystem;

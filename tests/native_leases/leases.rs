@@ -446,3 +446,28 @@ fn while_there_is_no_server_a_client_waits_for_its_timeout_or_not_at_all() {
         }
     }
 }
+
+#[test]
+fn a_server_that_allows_less_to_be_kept_than_the_one_before_is_asked_about_everything() {
+    let (folder, server) = served(LEASE);
+    let client = Client::connect(&server.target());
+    let node = client.lookup(ROOT, "file").unwrap();
+    assert_eq!(client.size(node), Ok(4));
+    assert!(client.cache.attr(NodeId(node)).is_some());
+    let address = server.address.to_string();
+    drop(server);
+    // By default others may work in the directory without it.
+    let _server = Inside::start(folder.path(), &address, Options::default());
+    let start = Instant::now();
+    let node = loop {
+        match client.lookup(ROOT, "file") {
+            Ok(node) => break node,
+            Err(_) => assert!(start.elapsed() < Duration::from_secs(10)),
+        }
+    };
+    for size in [7, 9] {
+        fs::write(folder.path().join("file"), vec![0; size]).unwrap();
+        assert_eq!(client.size(node), Ok(size as u64));
+        assert!(client.cache.attr(NodeId(node)).is_none());
+    }
+}

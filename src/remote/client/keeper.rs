@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::connection::{Break, Heard, Shared};
+use super::calls::{Break, Heard, Shared};
 use super::epoch::forgotten_outward;
 use super::line::Line;
 use crate::remote::wire::message::{Empty, Forget, Forgotten};

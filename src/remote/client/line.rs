@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use parking_lot::Mutex;
 
-use super::connection::Break;
+use super::calls::Break;
 use super::epoch::Epoch;
 use super::greeting::{ConnectError, Target, greet};
 use crate::ebpf::boot_time;
