@@ -340,12 +340,15 @@ ssize_t extfuse_backing_mmap(struct file *file, struct vm_area_struct *vma)
 
 void extfuse_evict(struct inode *inode)
 {
-	struct extfuse_change change;
+	struct extfuse_conn *ext = get_fuse_conn(inode)->ext;
+	struct extfuse_change change = { .nr = 0 };
 
+	/* What has no name any more gives its space back: extfuse_statfs_kept(). */
+	if (ext && !inode->i_nlink)
+		extfuse_changed(ext, &change);
 	if (!test_and_clear_bit(FUSE_I_EXTFUSE_MAPPED, &get_fuse_inode(inode)->state))
 		return;
-	change.nr = 0;
 	extfuse_change_add(&change, extfuse_node_slot(get_node_id(inode), EXTFUSE_SLOT_ATTR));
 	extfuse_change_add(&change, extfuse_node_slot(get_node_id(inode), EXTFUSE_SLOT_DATA));
-	extfuse_change_end(get_fuse_conn(inode)->ext, &change);
+	extfuse_change_end(ext, &change);
 }

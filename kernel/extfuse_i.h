@@ -200,6 +200,7 @@ struct extfuse_conn {
 	siphash_key_t key; /* of names */
 	u64 id; /* random: extfuse_ops.conn */
 	bool holds_nodes; /* EXTFUSE_HOLDS_NODES */
+	atomic_t changing; /* changes in flight of the kernel's, of anything */
 	struct extfuse_counts __percpu *counts;
 	struct mm_struct *mm; /* may STAGE; set once */
 	bool withhold; /* the payload of every WRITE */
@@ -218,6 +219,8 @@ struct extfuse_conn {
 		u64 time; /* as i_time; 0: none */
 		u64 stamp;
 		u64 nodeid;
+		u64 since; /* jiffies: when it was first asked at that stamp */
+		bool settled; /* and was asked again long after */
 		struct fuse_kstatfs st;
 	} space;
 
@@ -261,6 +264,8 @@ struct extfuse_change {
 	u32 alone; /* after its end: bitmap of those that nobody else has changed since */
 	u64 now; /* ... and the clock at it */
 };
+
+#define EXTFUSE_CLOCK_START 1 /* nothing has changed yet */
 
 bool extfuse_stamps_alloc(struct extfuse_conn *ext);
 void extfuse_stamps_free(struct extfuse_conn *ext);

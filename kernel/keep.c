@@ -344,17 +344,29 @@ struct folio *extfuse_listing_folio(struct file *file, loff_t pos)
 
 /*
  * How full the file system is. Any change may make it fuller, so the answer to the
- * last question is good until the clock ticks.
+ * last question is good until the clock ticks; but not while one is in flight, of
+ * which somebody may have been told already. One that is over has ticked before it
+ * was no more in flight, so the count is read first.
+ *
+ * What was removed gives its space back when the last one closes it, the daemon
+ * after a FORGET, and nobody tells when that is. So an answer is good for a moment
+ * only, unless nothing has changed since long before it was asked for.
  */
+#define SPACE_SETTLES HZ
+
 bool extfuse_statfs_kept(struct dentry *dentry, struct fuse_kstatfs *st)
 {
 	struct extfuse_conn *ext = get_fuse_conn_super(dentry->d_sb)->ext;
 	bool is;
 
+	if (atomic_read(&ext->changing))
+		return false;
+	smp_rmb();
 	spin_lock(&ext->space.lock);
 	*st = ext->space.st;
 	is = ext->space.time && ext->space.nodeid == get_node_id(d_inode(dentry)) &&
-	     extfuse_kept_at(ext, ext->space.time, ext->space.stamp) && extfuse_snapshot(ext) == ext->space.stamp;
+	     extfuse_kept_at(ext, ext->space.time, ext->space.stamp) && extfuse_snapshot(ext) == ext->space.stamp &&
+	     (ext->space.settled || time_before64(get_jiffies_64(), ext->space.since + SPACE_SETTLES));
 	spin_unlock(&ext->space.lock);
 	if (is)
 		extfuse_count(ext, FUSE_STATFS, EXTFUSE_COUNT_KEPT);
@@ -368,6 +380,12 @@ void extfuse_keep_statfs(struct extfuse_conn *ext, const struct fuse_args *args,
 	if (!kept->time)
 		return;
 	spin_lock(&ext->space.lock);
+	if (!ext->space.time || ext->space.stamp != kept->stamp) {
+		ext->space.since = get_jiffies_64();
+		ext->space.settled = kept->stamp == EXTFUSE_CLOCK_START;
+	} else if (!time_before64(get_jiffies_64(), ext->space.since + SPACE_SETTLES)) {
+		ext->space.settled = true;
+	}
 	ext->space.time = kept->time;
 	ext->space.stamp = kept->stamp;
 	ext->space.nodeid = args->nodeid;

@@ -24,7 +24,7 @@ bool extfuse_stamps_alloc(struct extfuse_conn *ext)
 	ext->stamps = __vmalloc(sizeof(*ext->stamps), GFP_KERNEL_ACCOUNT | __GFP_ZERO);
 	if (!ext->stamps)
 		return false;
-	ext->stamps->clock = 1;
+	ext->stamps->clock = EXTFUSE_CLOCK_START;
 	ext->stamps->deadline = EXTFUSE_NEVER;
 	return true;
 }
@@ -81,6 +81,9 @@ static __always_inline void begin(struct extfuse_conn *ext, struct extfuse_chang
 {
 	u32 i;
 
+	if (!change->nr)
+		return;
+	atomic_inc(&ext->changing);
 	for (i = 0; i < change->nr; i++)
 		change->before[i] = slot_begin(word(&ext->stamps->slot[change->slot[i]]));
 }
@@ -103,6 +106,9 @@ void extfuse_change_done(struct extfuse_conn *ext, struct extfuse_change *change
 		else
 			slot_end(slot, now, true);
 	}
+	/* After the clock: see extfuse_statfs_kept(). */
+	smp_mb__before_atomic();
+	atomic_dec(&ext->changing);
 }
 
 /* Something changed at once, or has changed already: no time in flight. */

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::statvfs::statvfs;
 
 use guest::{Random, Tree, WITH_HANDLERS, WITHOUT_HANDLERS, seconds, seed};
 
@@ -58,6 +59,10 @@ enum Kind {
     Acl,
     /// A directory with one file in it, which is renamed: its listing.
     Listing,
+    /// Files that are made: how many more the file system has room for. Nothing else may make any there.
+    /// Not its blocks: ext4 counts those that it is about to allocate twice for a moment. And none are
+    /// removed: their inodes are free some time after.
+    Space,
 }
 
 const KINDS: [Kind; 14] = [
@@ -95,6 +100,8 @@ struct Object {
     begun: AtomicU64,
     /// Version that is there.
     completed: AtomicU64,
+    /// Of [`Kind::Space`]: inodes that were free at version 0.
+    free: AtomicU64,
 }
 
 /// How many links there are beside the first, at a version.
@@ -151,6 +158,7 @@ impl Object {
             name: format!("{kind:?}.{number}"),
             begun: AtomicU64::new(0),
             completed: AtomicU64::new(0),
+            free: AtomicU64::new(0),
         }
     }
 
@@ -183,6 +191,10 @@ impl Object {
         }?;
         match self.kind {
             Kind::Mode => fs::set_permissions(self.path(root), fs::Permissions::from_mode(0o0)),
+            Kind::Space => {
+                self.free.store(statvfs(root)?.files_free(), Ordering::SeqCst);
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
@@ -229,6 +241,7 @@ impl Object {
                 let name = |version: u64| path.join(version.to_string());
                 fs::rename(name(version - 1), name(version))
             }
+            Kind::Space => File::create_new(self.beside(root, version)).map(drop),
         }
     }
 
@@ -316,6 +329,17 @@ impl Object {
                     _ => Sight::new(1, move |version| u64::from(version > before)),
                 }
             }
+            Kind::Space => {
+                // The kernel keeps it for the node that was asked last.
+                let asked = if random.below(8) == 0 {
+                    path
+                } else {
+                    root.to_owned()
+                };
+                let free = statvfs(&asked)?.files_free();
+                let used = self.free.load(Ordering::SeqCst).wrapping_sub(free);
+                Sight::new(used, |version| version)
+            }
         })
     }
 }
@@ -384,11 +408,11 @@ struct Outcome {
 
 /// Changes objects below `changed` and looks at them below `seen`, until the time is over or enough
 /// was found. An error of a call is a fault, like staleness.
-fn race(changed: &Path, seen: &Path, observers: u64, time: Duration, enough: u64) -> Outcome {
+fn race(kinds: &[Kind], changed: &Path, seen: &Path, observers: u64, time: Duration, enough: u64) -> Outcome {
     for directory in ["left", "right"] {
         fs::create_dir(changed.join(directory)).unwrap();
     }
-    let objects: Vec<Object> = KINDS
+    let objects: Vec<Object> = kinds
         .iter()
         .enumerate()
         .map(|(n, kind)| Object::new(*kind, n))
@@ -478,7 +502,7 @@ fn race(changed: &Path, seen: &Path, observers: u64, time: Duration, enough: u64
 fn coherent(arguments: &[&str], usual: u64) -> Tree {
     let tree = Tree::mount(arguments);
     let time = seconds("EXTFUSE_RACE_SECONDS", usual, 60);
-    let outcome = race(tree.root(), tree.root(), 4, time, 1);
+    let outcome = race(&KINDS, tree.root(), tree.root(), 4, time, 1);
     assert_eq!(outcome.faults, 0, "{}", outcome.first.unwrap());
     assert!(outcome.changes > 100 && outcome.looks > 200, "{outcome:?}");
     tree
@@ -513,21 +537,50 @@ fn without_handlers_there_is_no_stale_answer() {
 }
 
 /// Changes are made behind the mount, where nothing tells it: stale answers must be found.
-fn stale(arguments: &[&str]) {
+fn stale(kinds: &[Kind], arguments: &[&str]) {
     let tree = Tree::mount(arguments);
     let time = seconds("EXTFUSE_RACE_SECONDS", 20, 60);
-    let outcome = race(&tree.behind(""), tree.root(), 4, time, 20);
+    let outcome = race(kinds, &tree.behind(""), tree.root(), 4, time, 20);
     assert!(outcome.faults >= 20, "nothing stale was found: {outcome:?}");
 }
 
 /// The control of all of this: stock FUSE that keeps what it knows for a day.
 #[test]
 fn stale_answers_of_stock_fuse_are_found() {
-    stale(&["--stock", "-o", "entry_timeout=86400,attr_timeout=86400"]);
+    stale(
+        &KINDS,
+        &["--stock", "-o", "entry_timeout=86400,attr_timeout=86400"],
+    );
 }
 
 /// And that the answers of handlers are among those that are looked at.
 #[test]
 fn stale_answers_of_handlers_are_found_when_changes_are_hidden_from_them() {
-    stale(WITH_HANDLERS[1]);
+    stale(&KINDS, WITH_HANDLERS[1]);
+}
+
+/// How full the file system is, alone: much else would change it, too.
+#[test]
+fn free_space_is_not_stale() {
+    for arguments in WITH_HANDLERS {
+        let tree = Tree::mount(arguments);
+        let time = seconds("EXTFUSE_RACE_SECONDS", 4, 60);
+        let outcome = race(&[Kind::Space], tree.root(), tree.root(), 3, time, 1);
+        assert_eq!(outcome.faults, 0, "{}", outcome.first.unwrap());
+        assert!(outcome.changes > 20 && outcome.looks > 100, "{outcome:?}");
+        let statfs = tree.count("STATFS");
+        println!("STATFS {statfs:?}");
+        // All that was in flight has ended.
+        for _ in 0..2 {
+            statvfs(tree.root()).unwrap();
+        }
+        assert!(tree.count("STATFS").kept > statfs.kept);
+        assert!(statfs.kept.unwrap() > 50 && statfs.upcalls > 20, "{statfs:?}");
+    }
+}
+
+/// And what is kept of it is among what is looked at.
+#[test]
+fn stale_free_space_is_found_when_changes_are_hidden() {
+    stale(&[Kind::Space], WITH_HANDLERS[1]);
 }

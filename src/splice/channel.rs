@@ -526,7 +526,7 @@ impl Channel {
 
     /// A reply object whose request has been answered. Its own answer would be an error; and dropping it
     /// is answering. It holds nothing but a count of fuser's device, which is never given back: see
-    /// [`Session`](super::Session).
+    /// [`Session`](crate::Session).
     fn forget(&self, reply: ReplyData) {
         self.0.forgotten.fetch_add(1, Ordering::Relaxed);
         mem::forget(reply);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Ranges that grow and vanish under readers. The file consists of the number of its version, over and
-//! over: nobody sees one that is older than a change that was complete, nor a page of two versions.
+//! over: nobody sees one that is older than a change that was complete, nor a page of two versions; and
+//! who reads directly none that is older than what he has seen.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -12,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use extfuse::ebpf::BackingOptions;
 use fuser::INodeNo;
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
 
 use crate::harness::{PAGE, Served};
 use crate::kinds::{COPY, OWN};
@@ -27,9 +29,22 @@ fn content(version: u64) -> Vec<u8> {
     version.to_ne_bytes().repeat((SIZE / 8) as usize)
 }
 
+/// How the data changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    /// By the daemon, which withdraws what was valid, and has the pages dropped.
+    Withdrawn,
+    /// The same, but nobody drops pages: for who has none.
+    WithdrawnOnly,
+    /// By a write through the mount: the change of the data takes back what is valid, nobody else.
+    Written,
+}
+
 /// What the readers go by.
 #[derive(Default)]
 struct Changes {
+    /// A page in the cache may be of two versions, as it is written to while it is read.
+    torn: bool,
     /// The last version whose change is complete.
     complete: AtomicU64,
     over: AtomicBool,
@@ -61,12 +76,20 @@ fn pages(path: &Path, changes: &Changes, seed: u64, flags: i32) -> u64 {
     let mut memory = vec![0; 2 * PAGE as usize];
     let start = memory.as_ptr().align_offset(PAGE as usize);
     let buffer = &mut memory[start..start + PAGE as usize];
+    let is_direct = flags & libc::O_DIRECT != 0;
+    let mut seen = [0; PAGES as usize];
     let (mut number, mut count) = (seed, 0);
     while !changes.over.load(Ordering::Relaxed) {
         number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let before = changes.complete.load(Ordering::SeqCst);
-        file.read_exact_at(buffer, (number >> 33) % PAGES * PAGE).unwrap();
-        changes.check(before, buffer, "a page", true);
+        let which = (number >> 33) % PAGES;
+        file.read_exact_at(buffer, which * PAGE).unwrap();
+        let version = changes.check(before, buffer, "a page", is_direct || !changes.torn);
+        if is_direct {
+            let seen = &mut seen[which as usize];
+            assert!(version >= *seen, "{version} after {seen} was seen");
+            *seen = version;
+        }
         count += 1;
     }
     count
@@ -88,7 +111,7 @@ fn in_order(path: &Path, changes: &Changes, _: u64) -> u64 {
     while !changes.over.load(Ordering::Relaxed) {
         let before = changes.complete.load(Ordering::SeqCst);
         file.read_exact_at(&mut page, count % PAGES * PAGE).unwrap();
-        changes.check(before, &page, "in order", true);
+        changes.check(before, &page, "in order", !changes.torn);
         count += 1;
     }
     count
@@ -110,13 +133,18 @@ fn mapped(path: &Path, changes: &Changes, seed: u64) -> u64 {
         let word = unsafe { address.cast::<u64>().add(at as usize).read_volatile() };
         changes.check(before, &word.to_ne_bytes(), "mapped", false);
         count += 1;
+        if changes.torn && count % 64 == 0 {
+            // What is mapped stays in the cache.
+            // SAFETY: what is mapped is what the file has, before as after.
+            unsafe { madvise(address, length.get(), MmapAdvise::MADV_DONTNEED) }.unwrap();
+        }
     }
     // SAFETY: as above.
     unsafe { munmap(address, length.get()) }.unwrap();
     count
 }
 
-fn race(options: BackingOptions, invalidate: bool) {
+fn race(options: BackingOptions, how: How) {
     let served = Served::new();
     let path = served.file("cached", 0);
     let nodeid = served.state.nodeid("cached");
@@ -124,9 +152,12 @@ fn race(options: BackingOptions, invalidate: bool) {
     node.truth.write_all_at(&content(1), 0).unwrap();
     let spool = served.spool(&content(1));
     let backing = served.register("cached", &spool, options, 0..SIZE);
-    let changes = Arc::new(Changes::default());
+    let changes = Arc::new(Changes {
+        torn: how == How::Written,
+        ..Changes::default()
+    });
     changes.complete.store(1, Ordering::SeqCst);
-    let readers: Vec<(&str, Reader)> = if invalidate {
+    let readers: Vec<(&str, Reader)> = if how != How::WithdrawnOnly {
         vec![
             ("cached", cached),
             ("in order", in_order),
@@ -144,13 +175,31 @@ fn race(options: BackingOptions, invalidate: bool) {
             (way, thread::spawn(move || read(&path, &changes, seed * 77)))
         })
         .collect();
+    let writer = File::options().write(true).open(&path).unwrap();
     let start = Instant::now();
     let mut version = 1;
     let enough = |version| version > 20 && served.filled() > 100 && served.upcalls() > 10;
+    let declare = || {
+        let at = served.snapshot();
+        for end in (1..=6).map(|part| part * SIZE / 6) {
+            backing.extend(0..end, at).unwrap();
+            thread::sleep(Duration::from_micros(300));
+        }
+    };
     let alive = || running.iter().all(|(_, reader)| !reader.is_finished());
     while alive() && (start.elapsed() < TIME || !enough(version) && start.elapsed() < MOST) {
         version += 1;
         let new = content(version);
+        if how == How::Written {
+            writer.write_all_at(&new, 0).unwrap();
+            changes.complete.store(version, Ordering::SeqCst);
+            // What was declared is void, so it may be overwritten.
+            spool.write_all_at(&new, 0).unwrap();
+            declare();
+            // What is in the cache would be read from there.
+            posix_fadvise(&writer, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+            continue;
+        }
         // In some rounds in two steps, so that readers meet a part.
         if version.is_multiple_of(2) {
             backing.withdraw(SIZE / 2..SIZE).unwrap();
@@ -164,15 +213,11 @@ fn race(options: BackingOptions, invalidate: bool) {
             drop(whole);
             spool.write_all_at(&new[page], at).unwrap();
         }
-        if invalidate {
+        if how == How::Withdrawn {
             served.notifier.inval_inode(INodeNo(nodeid), 0, 0).unwrap();
         }
         changes.complete.store(version, Ordering::SeqCst);
-        let at = served.snapshot();
-        for end in (1..=6).map(|part| part * SIZE / 6) {
-            backing.extend(0..end, at).unwrap();
-            thread::sleep(Duration::from_micros(300));
-        }
+        declare();
     }
     changes.over.store(true, Ordering::Relaxed);
     for (way, reader) in running {
@@ -187,20 +232,25 @@ fn race(options: BackingOptions, invalidate: bool) {
 
 #[test]
 fn own_files_with_pages_invalidated() {
-    race(OWN, true);
+    race(OWN, How::Withdrawn);
 }
 
 #[test]
 fn copies_with_pages_invalidated() {
-    race(COPY, true);
+    race(COPY, How::Withdrawn);
 }
 
 #[test]
 fn own_files_read_directly() {
-    race(OWN, false);
+    race(OWN, How::WithdrawnOnly);
 }
 
 #[test]
 fn copies_read_directly() {
-    race(COPY, false);
+    race(COPY, How::WithdrawnOnly);
+}
+
+#[test]
+fn copies_of_what_is_written_through_the_mount() {
+    race(COPY, How::Written);
 }

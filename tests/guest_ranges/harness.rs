@@ -285,12 +285,10 @@ impl Filesystem for Daemon {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.state
-            .node(ino.0)
-            .unwrap()
-            .truth
-            .write_all_at(data, offset)
-            .unwrap();
+        let node = self.state.node(ino.0).unwrap();
+        let whole = node.whole.write().unwrap();
+        node.truth.write_all_at(data, offset).unwrap();
+        drop(whole);
         reply.written(data.len() as u32);
     }
 

@@ -67,7 +67,7 @@ impl Answer {
 /// if the server still has it; what had no answer yet is asked again then, and done once. With another session (the
 /// server was started anew, or has waited too long) what had no answer gets `EIO`, and nodes and handles that were known
 /// are `ESTALE`, but for the root. Meanwhile whoever asks waits, for the target's timeout at most (`ETIMEDOUT`), or gets `EIO`
-/// at once: see [`Disconnected`].
+/// at once: see [`Disconnected`](super::Disconnected).
 ///
 /// A server that owes a reply for longer than that timeout counts as dead, unless it is
 /// one that a disk may take its time for (FSYNC and the like) and the server says something else meanwhile; so
