@@ -76,8 +76,34 @@ pub struct Report {
     pub opcodes: BTreeMap<String, Requests>,
     /// What is in the handlers' maps.
     pub maps: Option<Maps>,
+    /// How it stands with the server, if the directory is one of a server.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub remote: Option<Remote>,
     /// What the mount had to do without, and why.
     pub warnings: Vec<String>,
+}
+
+/// How it stands with the server of a mount.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Remote {
+    /// Whether there is a way to it.
+    pub connected: bool,
+    /// How often there was one: 1 unless it broke.
+    pub connections: u64,
+    /// Seconds for which what it has told still holds, unless it says otherwise.
+    pub lease_left: f64,
+    /// Requests that it has answered.
+    pub round_trips: u64,
+    /// Bytes of files that went from the socket to the application, past the daemon.
+    pub filled: u64,
+    /// Bytes of files that went through the daemon's memory.
+    pub copied: u64,
+}
+
+/// Who knows how it stands with the server of a mount.
+pub trait TellsRemote: fmt::Debug + Send + Sync {
+    /// Just now.
+    fn remote(&self) -> Remote;
 }
 
 /// Which FUSE serves a mount.
@@ -476,6 +502,7 @@ mod tests {
             custom: vec![],
             opcodes: [("LOOKUP".into(), lookups)].into(),
             maps: None,
+            remote: None,
             warnings: vec![],
         }
     }

@@ -18,7 +18,7 @@ mod sections;
 mod transfer;
 
 pub use buf::{BufFlags, CopyFlags, Fd, FuseBuf, FuseBufVec, Mem};
-pub use channel::{Channel, ChannelError, Read, ReplyError, Way};
+pub use channel::{Channel, ChannelError, FILL_FROM, Read, ReplyError, Way};
 pub use copy::{SectionEnded, copy};
 pub use drain::{Drain, DrainError, WITHHELD, drain};
 pub use merge::{Merge, MergeBuilder, MergeError, Source};

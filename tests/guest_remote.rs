@@ -4,6 +4,8 @@
 mod common;
 #[path = "fsx/exerciser.rs"]
 mod exerciser;
+#[path = "common/flipper.rs"]
+mod flipper;
 #[path = "common/guest.rs"]
 mod guest;
 #[path = "common/linear.rs"]
@@ -26,6 +28,7 @@ use exerciser::{Mode, Run};
 use extfuse::remote::Address;
 use extfuse::remote::server::{Export, Options, Server, Stopper};
 use extfuse::remote::wire;
+use flipper::Flipper;
 use guest::seed;
 use nix::errno::Errno;
 use players::{Player, plan, run};
@@ -163,6 +166,84 @@ fn what_is_warm_asks_nobody() {
         assert_eq!(look_at_everything(root), 300);
     });
     assert!(warm.is_empty(), "{warm:?}");
+}
+
+/// Bytes in which none is where another one belongs.
+fn pattern(length: usize, round: u64) -> Vec<u8> {
+    let words = (0..length as u64 / 8).map(|at| (at ^ round << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    words.flat_map(u64::to_le_bytes).collect()
+}
+
+#[test]
+fn what_is_read_goes_past_the_daemon() {
+    let scene = Scene::kept(2);
+    let (here, there) = (&scene.mounts[0], &scene.mounts[1]);
+    for round in 0..3 {
+        // The end is within a page, and within what one READ asks for.
+        let mut bytes = pattern(4 << 20, round);
+        bytes.extend_from_slice(&pattern(20 << 10, round + 100)[..20_001]);
+        fs::write(there.join("file"), &bytes).unwrap();
+        let before = here.report().remote.unwrap();
+        assert!(fs::read(here.join("file")).unwrap() == bytes, "round {round}");
+        let after = here.report().remote.unwrap();
+        let (filled, copied) = (after.filled - before.filled, after.copied - before.copied);
+        println!("{filled} filled, {copied} copied");
+        assert!(filled >= 4 << 20, "{filled} past the daemon");
+        assert!(copied < 256 << 10, "{copied} through it");
+        assert!(after.connected && after.connections == 1 && after.lease_left > 0.0);
+        // It is here now, and nobody is asked.
+        let warm = while_running(here, || {
+            assert!(fs::read(here.join("file")).unwrap() == bytes);
+        });
+        assert!(round == 0 || warm.is_empty(), "{warm:?}");
+    }
+}
+
+#[test]
+fn data_that_was_changed_on_the_way_is_never_seen() {
+    let scene = Scene::kept(1);
+    let socket = scene.scratch.path().join("flipping");
+    let flipper = Flipper::new(&socket, &scene.scratch.path().join("socket"), 3_000_001);
+    let mountpoint = scene.scratch.path().join("through-it");
+    fs::create_dir(&mountpoint).unwrap();
+    let url = format!("extfuse+unix:{}", socket.display());
+    let mounted = Mounted::start(
+        Path::new(&url),
+        &mountpoint,
+        &["--require-module", "--timeout=10"],
+    );
+    let bytes = pattern(8 << 20, 7);
+    fs::write(scene.mounted().join("file"), &bytes).unwrap();
+    let (mut right, mut wrong) = (0, 0);
+    let start = Instant::now();
+    while flipper.flipped() < 12 {
+        assert!(start.elapsed() < Duration::from_secs(120));
+        // An opened anew one: the session may have been lost with its connection.
+        let Ok(file) = fs::File::open(mounted.join("file")) else {
+            wrong += 1;
+            continue;
+        };
+        let mut part = vec![0; 128 << 10];
+        for at in (0..bytes.len()).step_by(part.len()) {
+            match file.read_exact_at(&mut part, at as u64) {
+                Ok(()) => {
+                    assert!(part == bytes[at..at + part.len()], "wrong bytes at {at}");
+                    right += 1;
+                }
+                Err(error) => {
+                    println!("at {at}: {error}");
+                    wrong += 1;
+                }
+            }
+        }
+        // So that all is asked for again.
+        fs::write("/proc/sys/vm/drop_caches", "1").unwrap();
+    }
+    println!("{right} reads, {wrong} errors, {} bits", flipper.flipped());
+    // What failed while it was read ahead, the kernel has asked for again.
+    assert!(right > 100);
+    let filled = mounted.report().remote.unwrap().filled;
+    assert!(filled > 8 << 20, "{filled}");
 }
 
 #[test]

@@ -12,8 +12,9 @@ use extfuse::ebpf::Validity;
 use extfuse::remote::Address;
 use extfuse::remote::client::{Connection, Disconnected, Remote, Target};
 use extfuse::remote::wire::Export;
-use extfuse::session::author::mount_counted;
-use extfuse::session::{self, Session, Supervisor};
+use extfuse::session::author::{Sources, mount_counted};
+use extfuse::session::{self, Session, SessionError, Supervisor};
+use extfuse::splice::Channel;
 use extfuse::sys::mount::Flavor;
 
 use super::serve::{check_line, token};
@@ -173,6 +174,7 @@ pub fn mount(
         token: line.token_file.as_deref().map(token).transpose()?,
         timeout: line.timeout.unwrap_or(Duration::from_secs(30)),
     };
+    let timeout = target.timeout;
     let connection = Connection::open(&target)?;
     let valid = consistency.valid(connection.keep()).filter(|_| keeps);
     let options = extfuse::MountOptions {
@@ -193,13 +195,20 @@ pub fn mount(
         how.mountpoint,
         &options,
         Some(supervisor),
-        |kernel| {
-            let remote = match valid {
+        |kernel, device| {
+            let mut remote = match valid {
                 Some(valid) => Remote::keeping(connection, kernel, valid),
                 None => Remote::new(connection),
             };
-            let upcalls = remote.upcalls();
-            (remote, Some(upcalls))
+            if let Some(device) = device {
+                let channel = Channel::new(device, None, timeout).map_err(SessionError::Handshake)?;
+                remote = remote.through(channel);
+            }
+            let sources = Sources {
+                upcalls: Some(remote.upcalls()),
+                remote: Some(remote.connection().figures()),
+            };
+            Ok((remote, sources))
         },
     )?)
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
-use extfuse::control::{Fill, Mode, Program, Report, Requests, ask};
+use extfuse::control::{Fill, Mode, Program, Remote, Report, Requests, ask};
 
 use super::handler::whose;
 use super::umount::find;
@@ -75,6 +75,15 @@ fn table(report: &Report) -> String {
         line("xattrs", &fill(maps.xattrs));
         line("not written", &maps.publish_failures.to_string());
     }
+    if let Some(remote) = &report.remote {
+        line("server", &server(remote));
+        let bytes = format!(
+            "{} past the daemon, {} through it",
+            size(remote.filled),
+            size(remote.copied)
+        );
+        line("read", &bytes);
+    }
     for warning in &report.warnings {
         line("warning", warning);
     }
@@ -99,6 +108,35 @@ fn served_by(report: &Report) -> String {
         report.threads,
         uptime(report.uptime)
     )
+}
+
+fn server(remote: &Remote) -> String {
+    let state = match (remote.connected, remote.lease_left) {
+        (false, _) => "not there".into(),
+        (true, left) => format!("connected, lease {left:.1} s"),
+    };
+    let again = match remote.connections {
+        0 | 1 => String::new(),
+        times => format!(", {} times anew", times - 1),
+    };
+    format!("{state}{again}, {} round trips", remote.round_trips)
+}
+
+/// Bytes for people.
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    let mut value = bytes as f64;
+    let mut unit = "B";
+    for larger in UNITS {
+        if value < 1024.0 {
+            break;
+        }
+        (value, unit) = (value / 1024.0, larger);
+    }
+    match unit {
+        "B" => format!("{bytes} B"),
+        unit => format!("{value:.1} {unit}"),
+    }
 }
 
 fn handlers(program: &Program) -> String {
@@ -178,8 +216,27 @@ mod tests {
             custom: vec![],
             opcodes: [("LOOKUP".into(), row), ("READ".into(), row)].into(),
             maps: None,
+            remote: None,
             warnings: vec![],
         }
+    }
+
+    #[test]
+    fn a_server_is_shown_where_there_is_one() {
+        let row = Requests::default();
+        let mut report = report(Mode::Stock, row);
+        assert!(!table(&report).contains("server"));
+        report.remote = Some(Remote {
+            connected: true,
+            connections: 3,
+            lease_left: 9.87,
+            round_trips: 12,
+            filled: 3 << 20,
+            copied: 1000,
+        });
+        let text = table(&report);
+        assert!(text.contains("server       connected, lease 9.9 s, 2 times anew, 12 round trips"));
+        assert!(text.contains("read         3.0 MiB past the daemon, 1000 B through it"));
     }
 
     #[test]

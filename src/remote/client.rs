@@ -3,7 +3,9 @@
 
 mod calls;
 mod connection;
+mod data;
 mod epoch;
+mod figures;
 mod filesystem;
 mod greeting;
 mod keeper;

@@ -17,6 +17,7 @@ mod greeting;
 mod leases;
 mod listener;
 mod session;
+mod sessions;
 mod touches;
 
 use std::collections::{BTreeSet, HashMap};
@@ -33,8 +34,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::{Condvar, Mutex};
 
 use self::grace::Grace;
+use self::greeting::Part;
 use self::leases::Leases;
 use self::listener::Listener;
+use self::sessions::Sessions;
 use super::wire::auth::Token;
 use super::wire::{Export as ExportName, Sizes};
 use super::{Address, Stream};
@@ -93,7 +96,8 @@ pub struct Options {
     pub greeting: Duration,
     /// How long a client may take to read a reply.
     pub sending: Duration,
-    /// Connections that are served at the same time; further ones are closed at once.
+    /// Connections that are served at the same time, but for those that have joined another one's session; further
+    /// ones are closed when they have greeted.
     pub connections: usize,
     /// Connections that are not served yet at the same time; for a further one the oldest is closed.
     pub strangers: usize,
@@ -180,6 +184,7 @@ struct Shared {
     exports: Vec<Export>,
     options: Options,
     leases: Arc<Leases>,
+    sessions: Sessions,
     live: Mutex<Live>,
     ended: Condvar,
 }
@@ -204,13 +209,9 @@ struct Place {
 }
 
 impl Place {
-    /// None if too many are served.
-    fn take(shared: &Arc<Shared>, stream: &Arc<Stream>) -> Option<Self> {
+    fn take(shared: &Arc<Shared>, stream: &Arc<Stream>) -> Self {
         let mut live = shared.live.lock();
         let options = &shared.options;
-        if live.served >= options.connections {
-            return None;
-        }
         // Whoever says nothing must not keep others out: it makes room, and its thread ends.
         if live.strangers.len() >= options.strangers
             && let Some(oldest) = live.strangers.pop_first()
@@ -222,19 +223,26 @@ impl Place {
         live.next += 1;
         live.strangers.insert(number);
         live.streams.insert(number, Arc::clone(stream));
-        Some(Self {
+        Self {
             shared: Arc::clone(shared),
             number,
             served: false,
-        })
+        }
     }
 
-    /// The client has greeted. False if it had to make room, or if too many others have been faster.
-    fn is_served(&mut self) -> bool {
+    /// The client has greeted. False if it had to make room, or if too many others have been faster; one that
+    /// has joined a session is counted there.
+    fn is_served(&mut self, part: &Part<'_>) -> bool {
         let mut live = self.shared.live.lock();
-        self.served = live.strangers.remove(&self.number) && live.served < self.shared.options.connections;
-        live.served += usize::from(self.served);
-        self.served
+        let known = live.strangers.remove(&self.number);
+        match part {
+            Part::Joined(_) => known,
+            Part::Own { .. } => {
+                self.served = known && live.served < self.shared.options.connections;
+                live.served += usize::from(self.served);
+                self.served
+            }
+        }
     }
 }
 
@@ -290,6 +298,7 @@ impl Server {
                 leases: Arc::new(Leases::new(options.lease, options.told, not_before)),
                 exports,
                 options,
+                sessions: Sessions::default(),
                 live: Mutex::default(),
                 ended: Condvar::new(),
             }),
@@ -370,10 +379,7 @@ impl Server {
 
     fn begin(&self, stream: Stream) {
         let stream = Arc::new(stream);
-        let Some(place) = Place::take(&self.shared, &stream) else {
-            tracing::warn!("a connection was closed: there are too many");
-            return;
-        };
+        let place = Place::take(&self.shared, &stream);
         let thread = thread::Builder::new().name("extfuse-client".into());
         // A place that is dropped with the thread that was not made is free again.
         if let Err(error) = thread.spawn(move || converse(place, &stream)) {
@@ -386,7 +392,11 @@ impl Server {
 fn converse(mut place: Place, stream: &Arc<Stream>) {
     let shared = Arc::clone(&place.shared);
     match greeting::greet(&shared, stream) {
-        Ok(Some(greeted)) if place.is_served() => session::serve(&shared, greeted, stream),
+        Ok(Some(greeted)) if place.is_served(&greeted.part) => {
+            if let Err(error) = session::serve(&shared, greeted, stream) {
+                tracing::warn!("a client is not served: {error}");
+            }
+        }
         Ok(Some(_)) => tracing::warn!("a client is not served: there are too many"),
         Ok(None) => {}
         Err(error) => tracing::info!("a client is not served: {error}"),

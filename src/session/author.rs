@@ -24,7 +24,7 @@
 //! ```
 
 use std::ffi::OsString;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
@@ -34,10 +34,10 @@ use super::connection::Fuse;
 use super::handlers::{Handlers, Wanted};
 use super::place::target_at;
 use super::start::Plan;
+pub use super::start::{Made, Sources};
 use super::{Session, SessionError, Supervisor};
 use crate::abi::NodeId;
 use crate::ebpf::{Cache, Key, Learning, Validity};
-use crate::fs::Upcalls;
 use crate::sys::device::Device;
 use crate::sys::mount::Parameters;
 
@@ -207,10 +207,14 @@ pub fn mount_supervised<FS: Filesystem>(
     supervisor: Option<Supervisor>,
     make: impl FnOnce(Kernel) -> FS,
 ) -> Result<Session<FS>, SessionError> {
-    mount_counted(mountpoint, options, supervisor, |kernel| (make(kernel), None))
+    mount_counted(mountpoint, options, supervisor, |kernel, _| {
+        Ok((make(kernel), Sources::default()))
+    })
 }
 
-/// The same, of a file system that counts what comes up: the counts are shown where there is no module to count.
+/// The same, of a file system that counts what comes up: the counts are shown where there is no module to count. It
+/// may answer through the device that it is given, if it is known before the file system is made
+/// ([`Channel::new`](crate::splice::Channel::new)).
 ///
 /// # Errors
 ///
@@ -219,7 +223,7 @@ pub fn mount_counted<FS: Filesystem>(
     mountpoint: impl AsRef<Path>,
     options: &MountOptions,
     supervisor: Option<Supervisor>,
-    make: impl FnOnce(Kernel) -> (FS, Option<Arc<Upcalls>>),
+    make: impl FnOnce(Kernel, Option<BorrowedFd<'_>>) -> Result<Made<FS>, SessionError>,
 ) -> Result<Session<FS>, SessionError> {
     let target = target_at(mountpoint.as_ref())?;
     let fuse = Fuse::choose(options.stock, options.require_module)?;
@@ -251,5 +255,5 @@ pub fn mount_counted<FS: Filesystem>(
         threads: options.threads.max(1),
         supervisor,
     };
-    plan.start(|handlers| Ok(make(Kernel::of(handlers))))
+    plan.start(|handlers, device| make(Kernel::of(handlers), device))
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::connection::Fuse;
 use super::handlers::{Handlers, Wanted};
 use super::place::Place;
-use super::start::{Made, Plan};
+use super::start::{Made, Plan, Sources};
 use super::{MountOptions, Session, SessionError, Supervisor};
 use crate::ebpf::Learning;
 use crate::fs::stack::Hold;
@@ -119,7 +119,7 @@ impl Builder {
             threads: self.threads,
             supervisor: self.supervisor,
         };
-        plan.start(|handlers| stack(&place.source, &self.options, hold, handlers))
+        plan.start(|handlers, _| stack(&place.source, &self.options, hold, handlers))
     }
 
     fn parameters(&self, place: &Place, fuse: &Fuse) -> Parameters {
@@ -164,5 +164,9 @@ fn stack(
     };
     let stack = Stack::new(source, options)?;
     let upcalls = stack.upcalls();
-    Ok((stack, Some(upcalls)))
+    let sources = Sources {
+        upcalls: Some(upcalls),
+        remote: None,
+    };
+    Ok((stack, sources))
 }

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use super::Unmounter;
 use super::handlers::Handlers;
+use super::start::Sources;
 use crate::abi;
 use crate::control::{Daemon, Handler, Mode, Refusal, Report, Requests};
 use crate::ebpf::Object;
@@ -25,8 +26,7 @@ pub(super) struct Facts {
     pub owner: u32,
     pub threads: usize,
     pub started: Instant,
-    /// None if the daemon does not count.
-    pub upcalls: Option<Arc<Upcalls>>,
+    pub sources: Sources,
     pub handlers: Option<Handlers>,
     pub warnings: Vec<String>,
 }
@@ -35,8 +35,8 @@ impl Facts {
     pub fn report(&self) -> Report {
         let counted = self.handlers.as_ref().map_or_else(Vec::new, Handlers::requests);
         let mut opcodes = BTreeMap::new();
-        let asked = self.upcalls.as_deref().map(Upcalls::snapshot);
-        let errors = self.upcalls.as_deref().map(Upcalls::errors);
+        let asked = self.sources.upcalls.as_deref().map(Upcalls::snapshot);
+        let errors = self.sources.upcalls.as_deref().map(Upcalls::errors);
         for opcode in 0..abi::OPCODES {
             let upcalls = asked.map_or(0, |asked| asked[opcode]);
             let mut row = match counted.get(opcode) {
@@ -74,6 +74,7 @@ impl Facts {
             }),
             opcodes,
             maps: self.handlers.as_ref().map(Handlers::maps),
+            remote: self.sources.remote.as_ref().map(|source| source.remote()),
             warnings: self.warnings.clone(),
         }
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What all sessions have in common: how one comes to be.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,7 +13,7 @@ use super::connection::{Connection, Fuse, show};
 use super::handlers::{Handlers, Wanted};
 use super::report::{Facts, Told};
 use super::{Session, SessionError, Supervisor, Unmounter};
-use crate::control::Server;
+use crate::control::{Server, TellsRemote};
 use crate::fs::Upcalls;
 use crate::sys::mount::{Flavor, Parameters};
 use crate::sys::mountinfo::Location;
@@ -32,14 +33,24 @@ pub(super) struct Plan {
     pub supervisor: Option<Supervisor>,
 }
 
-/// A file system, and what counts its requests if anything does.
-pub(super) type Made<FS> = (FS, Option<Arc<Upcalls>>);
+/// A file system, and what tells of it.
+pub type Made<FS> = (FS, Sources);
+
+/// Where more is known of a file system than the kernel counts.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// What counts its requests, if anything does.
+    pub upcalls: Option<Arc<Upcalls>>,
+    /// What knows of its server, if it has one.
+    pub remote: Option<Arc<dyn TellsRemote>>,
+}
 
 impl Plan {
-    /// Mounts the file system that `make` gives for the handlers that there are.
+    /// Mounts the file system that `make` gives for the handlers that there are, and the device, if it is known by
+    /// then.
     pub fn start<FS: Filesystem>(
         mut self,
-        make: impl FnOnce(Option<&Handlers>) -> Result<Made<FS>, SessionError>,
+        make: impl FnOnce(Option<&Handlers>, Option<BorrowedFd<'_>>) -> Result<Made<FS>, SessionError>,
     ) -> Result<Session<FS>, SessionError> {
         let flavor = self.fuse.flavor();
         let privileged = self.fuse.is_privileged();
@@ -49,9 +60,9 @@ impl Plan {
                 "{reason}: falling back to stock FUSE, nothing is answered in the kernel"
             ));
         }
-        let (connection, handlers, (filesystem, upcalls)) = if self.fuse.shows_at_once() {
+        let (connection, handlers, (filesystem, sources)) = if self.fuse.shows_at_once() {
             // What it opens is opened before the mount may hide it.
-            let made = make(None)?;
+            let made = make(None, None)?;
             (self.fuse.connect(&self.target, &self.parameters)?, None, made)
         } else {
             let connection = self.fuse.connect(&self.target, &self.parameters)?;
@@ -61,7 +72,7 @@ impl Plan {
                 }
                 _ => None,
             };
-            let made = make(handlers.as_ref())?;
+            let made = make(handlers.as_ref(), Some(connection.device.as_fd()))?;
             (connection, handlers, made)
         };
         // From here on an error unmounts.
@@ -84,7 +95,7 @@ impl Plan {
             owner: geteuid().as_raw(),
             threads: self.threads,
             started: Instant::now(),
-            upcalls,
+            sources,
             handlers,
             warnings,
         });

@@ -10,7 +10,7 @@ use extfuse::abi::NodeId;
 use extfuse::remote::Address;
 use extfuse::remote::client::{Disconnected, Target};
 use extfuse::remote::server::Options;
-use extfuse::remote::wire::message::{Empty, Hello, Lookup, Versions};
+use extfuse::remote::wire::message::{Empty, Hello, Lookup, Versions, Wanted};
 use extfuse::remote::wire::{self, FrameReader, FrameWriter, Header, Kind, Request, Side, Sizes};
 use nix::errno::Errno;
 use tempfile::TempDir;
@@ -53,7 +53,7 @@ impl Rude {
             sizes: Sizes::default(),
             nonce: [1; 32],
             export: wire::Export::new("").unwrap(),
-            resume: None,
+            session: Wanted::New,
             keeps: true,
         });
         assert_eq!(rude.ask(0, &hello).status, 0);

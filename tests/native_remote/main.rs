@@ -6,6 +6,7 @@ mod clients;
 mod common;
 #[path = "../fsx/exerciser.rs"]
 mod exerciser;
+mod joined;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};

@@ -6,7 +6,7 @@ use extfuse::remote::wire::message::{
     Forget, Forgotten, Getxattr, Hello, HelloReply, Invalidate, Invalidation, Link, Listing, Listxattr, Lock,
     LockKind, LockRange, Lookup, Lseek, Mkdir, Mknod, Open, Opened, Proof, Read, Readdir, Release,
     Removexattr, Rename, Renewed, Rmdir, SessionId, SetAttr, SetLock, SetTime, Setxattr, Statfs, Symlink,
-    Timestamp, Unlink, Versions,
+    Timestamp, Unlink, Versions, Wanted,
 };
 use extfuse::remote::wire::{
     Export, ListedName, MAX_PAYLOAD, Name, Reply, Request, Sizes, Target, XattrName, XattrValue,
@@ -104,6 +104,14 @@ impl Dice {
         }
     }
 
+    fn wanted(&mut self) -> Wanted {
+        match self.below(3) {
+            0 => Wanted::New,
+            1 => Wanted::Resumed(SessionId(self.array())),
+            _ => Wanted::Joined(SessionId(self.array())),
+        }
+    }
+
     fn kind(&mut self) -> FileKind {
         [
             FileKind::NamedPipe,
@@ -187,7 +195,7 @@ impl Dice {
                 sizes: self.sizes(),
                 nonce: self.array(),
                 export: Export::new(self.bytes(0, 4095)).unwrap(),
-                resume: self.maybe(|dice| SessionId(dice.array())),
+                session: self.wanted(),
                 keeps: self.flag(),
             }),
             Request::Authenticate(Proof(self.array())),

@@ -2,7 +2,7 @@
 //! Bytes as they are on the wire. A test that fails here has found another protocol: it needs another version.
 
 use extfuse::remote::wire::auth::{Greeting, Token, proof};
-use extfuse::remote::wire::message::{Hello, SessionId, Versions};
+use extfuse::remote::wire::message::{Hello, SessionId, Versions, Wanted};
 use extfuse::remote::wire::{Export, Header, Kind, Request, Side, Sizes};
 
 use super::{SIGNED, dice::Dice};
@@ -56,7 +56,7 @@ fn a_hello() {
         sizes: Sizes::new(102, 4096).unwrap(),
         nonce: [0xaa; 32],
         export: Export::new("/srv").unwrap(),
-        resume: Some(SessionId([0xbb; 16])),
+        session: Wanted::Resumed(SessionId([0xbb; 16])),
         keeps: true,
     });
     let expected = [

@@ -14,16 +14,18 @@ use tracing::{debug, info, warn};
 
 use super::connection::{About, Answer};
 use super::epoch::{Epoch, invalidation_inward, request_outward};
+use super::figures::Counts;
 use super::greeting::{Disconnected, Target};
 use super::keeper::Duties;
 use super::kept::Kept;
 use super::line::{Dialed, Line, Reader, dial};
+use crate::control::Remote;
 use crate::ebpf::boot_time;
-use crate::remote::wire::message::{HelloReply, SessionId};
+use crate::remote::wire::message::{HelloReply, SessionId, Wanted};
 use crate::remote::wire::{Flags, Header, Kind, Request, WireError};
 
 /// HELLO has number 1 and AUTHENTICATE 2.
-const FIRST: u64 = 3;
+pub(super) const FIRST: u64 = 3;
 
 /// How soon a line that broke is tried again: at first, and after many failures.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
@@ -120,6 +122,12 @@ fn takes_its_time(kind: Kind) -> bool {
     )
 }
 
+/// Whether nobody needs the answer once the line is gone: what is open goes with the session, and
+/// nobody waits for it but an unmounted mount's end.
+fn goes_with_the_line(kind: Kind) -> bool {
+    matches!(kind, Kind::Release | Kind::Releasedir)
+}
+
 /// What the connection and its two threads have in common.
 ///
 /// Lock order: none. Each of `calls`, `duties`, `kept` and a line's writer is taken while none of the others is held.
@@ -131,6 +139,7 @@ pub(super) struct Shared {
     pub(super) duties: Duties,
     /// What the kernel keeps of the answers.
     pub(super) kept: Kept,
+    pub(super) counts: Counts,
     /// What the kernel was promised: how long an answer may be kept at most.
     keep_ms: Option<u32>,
     pub(super) timeout: Duration,
@@ -168,6 +177,7 @@ impl Shared {
             changed: Condvar::new(),
             duties: Duties::default(),
             kept,
+            counts: Counts::default(),
             keep_ms: hello.keep_ms,
             timeout: target.timeout,
             disconnected: target.disconnected,
@@ -209,7 +219,10 @@ impl Shared {
             // Their receivers see that nobody answers.
             let gone = match self.disconnected == Disconnected::Fail || calls.over {
                 true => std::mem::take(&mut calls.waiting),
-                false => HashMap::new(),
+                false => {
+                    let gone = |_: &u64, waiting: &mut Waiting| goes_with_the_line(waiting.asked.kind);
+                    calls.waiting.extract_if(gone).collect()
+                }
             };
             (gone, waiting, calls.over)
         };
@@ -225,7 +238,7 @@ impl Shared {
     }
 
     /// The way to the server, now or soon.
-    fn line(&self) -> Result<Arc<Line>, Errno> {
+    fn line(&self, kind: Kind) -> Result<Arc<Line>, Errno> {
         let mut calls = self.calls.lock();
         loop {
             if calls.over {
@@ -234,7 +247,7 @@ impl Shared {
             if let Some(line) = &calls.line {
                 return Ok(Arc::clone(line));
             }
-            if self.disconnected == Disconnected::Fail {
+            if self.disconnected == Disconnected::Fail || goes_with_the_line(kind) {
                 return Err(Errno::EIO);
             }
             let until = calls.down + self.timeout;
@@ -243,6 +256,29 @@ impl Shared {
             }
             self.changed.wait_until(&mut calls, until);
         }
+    }
+
+    /// How it stands.
+    pub(super) fn state(&self) -> Remote {
+        let (connected, connections) = {
+            let calls = self.calls.lock();
+            (calls.line.is_some(), calls.lines)
+        };
+        let [round_trips, filled, copied] = self.counts.all();
+        Remote {
+            connected,
+            connections,
+            lease_left: self.kept.left().as_secs_f64(),
+            round_trips,
+            filled,
+            copied,
+        }
+    }
+
+    /// The session that there is now, if there is a line.
+    pub(super) fn session(&self) -> Option<(SessionId, Epoch)> {
+        let calls = self.calls.lock();
+        calls.line.as_ref().map(|_| (calls.session, calls.epoch))
     }
 
     /// The line, if there is one.
@@ -301,7 +337,7 @@ impl Shared {
     /// Sends a request.
     fn send<'p>(&self, about: &About, request: &'p Request<'p>) -> Result<Sent<'p>, Errno> {
         let (line, header, payload, heard) = loop {
-            let line = self.line()?;
+            let line = self.line(request.kind())?;
             let (about, outward) = request_outward(about, request, line.epoch)?;
             let payload = match outward {
                 Cow::Borrowed(request) => request.payload(),
@@ -402,14 +438,7 @@ impl Shared {
         if !keep {
             self.kept.not_to_be_kept(about, request);
         }
-        let answer = match answer.header.status {
-            0 => Ok(answer),
-            status => Err(match Errno::from_raw(status as i32) {
-                Errno::UnknownErrno => Errno::EIO,
-                errno => errno,
-            }),
-        };
-        (answer, keep)
+        (answer.header.error().map_or(Ok(answer), Err), keep)
     }
 
     /// The answer, whatever its status.
@@ -480,9 +509,9 @@ impl Shared {
             }
         };
         self.changed.notify_all();
+        self.counts.answered();
         self.kept.renewed(waiting.at);
-        let asked = &waiting.asked;
-        if (asked.kind, asked.node, asked.handle) != (header.kind, header.node, header.handle) {
+        if !header.is_reply_to(&waiting.asked) {
             return Err(Break::Stray(header.kind));
         }
         // Nobody may be waiting any more; it is an answer all the same.
@@ -568,7 +597,7 @@ impl Shared {
                 }
                 calls.session
             };
-            match dial(target, Some(session)) {
+            match dial(target, Wanted::Resumed(session)) {
                 Ok(dialed) => return self.install(dialed),
                 Err(error) => debug!(%error, "the server is not there"),
             }

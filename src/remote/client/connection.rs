@@ -1,22 +1,27 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A session with a server, as those who ask have it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use fuser::ReplyData;
 use nix::errno::Errno;
 use tracing::warn;
 
 use super::calls::{Break, Shared};
+use super::data::{self, Data, Outcome, Question};
 use super::epoch::{Epoch, reply_inward};
+use super::figures::Counts;
 use super::greeting::{ConnectError, Target};
 use super::keeper::keep;
 use super::kept::Kept;
 use super::line::dial;
 use crate::Kernel;
-use crate::remote::wire::message::{Empty, Forgotten};
+use crate::control::{Remote, TellsRemote};
+use crate::remote::wire::message::{Empty, Forgotten, Wanted};
 use crate::remote::wire::{Flags, Header, Reply, Request, WireError};
+use crate::splice::Channel;
 
 /// How long a connection that is given up waits for the answer to its GOODBYE, at most.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -78,6 +83,7 @@ impl Answer {
 #[derive(Debug)]
 pub struct Connection {
     shared: Arc<Shared>,
+    data: Data,
     threads: Vec<JoinHandle<()>>,
     read_only: bool,
     keep: Option<Duration>,
@@ -90,12 +96,13 @@ impl Connection {
     ///
     /// See [`ConnectError`].
     pub fn open(target: &Target) -> Result<Self, ConnectError> {
-        let dialed = dial(target, None)?;
+        let dialed = dial(target, Wanted::New)?;
         let hello = dialed.hello.clone();
         let (shared, line, reader) = Shared::begin(dialed, target);
         let shared = Arc::new(shared);
         let mut connection = Self {
             shared,
+            data: Data::new(target.clone()),
             threads: Vec::new(),
             read_only: hello.read_only,
             keep: hello.keep_ms.map(|ms| Duration::from_millis(ms.into())),
@@ -131,6 +138,17 @@ impl Connection {
         self.shared.call(about, request, self.shared.timeout)
     }
 
+    /// Answers a READ through `channel`, over a connection that is for data; or gives the reply back: then nothing has
+    /// happened yet, and it is for [`call`](Self::call).
+    pub(super) fn read(&self, question: &Question<'_>, channel: &Channel, reply: ReplyData) -> Outcome {
+        match self.shared.session() {
+            Some(session) if question.size >= data::FROM => {
+                self.data.read(session, question, &self.shared, channel, reply)
+            }
+            _ => Outcome::Not(reply),
+        }
+    }
+
     /// Takes lookups back. It does not wait until they are sent; many of them may go together.
     pub fn forget(&self, node: u64, nlookup: u64) {
         self.shared.duties.forget(Forgotten { node, nlookup });
@@ -164,10 +182,30 @@ impl Connection {
         &self.shared.kept
     }
 
+    /// Who tells how it stands, for as long as there is the connection.
+    #[must_use]
+    pub fn figures(&self) -> Arc<dyn TellsRemote> {
+        Arc::new(Figures(Arc::downgrade(&self.shared)))
+    }
+
+    pub(super) fn counts(&self) -> &Counts {
+        &self.shared.counts
+    }
+
     /// Whether there is no way to the server at the moment.
     #[must_use]
     pub fn is_broken(&self) -> bool {
         self.shared.current().is_none()
+    }
+}
+
+#[derive(Debug)]
+struct Figures(Weak<Shared>);
+
+impl TellsRemote for Figures {
+    fn remote(&self) -> Remote {
+        let shared = self.0.upgrade();
+        shared.map_or_else(Remote::default, |shared| shared.state())
     }
 }
 

@@ -32,6 +32,7 @@ use fuser::{
 };
 use nix::errno::Errno;
 
+use super::data::{Outcome, Question};
 use super::questions::{Result, data, file, file_at, node, number, senseless};
 use super::{About, Answer, Connection};
 use crate::Kernel;
@@ -46,6 +47,7 @@ use crate::remote::wire::message::{
 use crate::remote::wire::{
     Flags, Kind, MAX_PAYLOAD, Name, Request, Target, WireError, XattrName, XattrValue,
 };
+use crate::splice::Channel;
 
 /// The server never uses a node's number for another one, so one generation is enough.
 const GENERATION: Generation = Generation(0);
@@ -63,6 +65,8 @@ pub struct Remote {
     connection: Connection,
     /// For how long what is published holds, at most.
     valid: Validity,
+    /// Where payload goes past this process.
+    channel: Option<Channel>,
     upcalls: Arc<Upcalls>,
 }
 
@@ -112,6 +116,7 @@ impl Remote {
         Self {
             connection,
             valid: Validity::For(Duration::ZERO),
+            channel: None,
             upcalls: Arc::default(),
         }
     }
@@ -124,6 +129,16 @@ impl Remote {
         Self {
             valid,
             ..Self::new(connection)
+        }
+    }
+
+    /// The same; the payload of large READs goes from the socket to the application through this channel of the
+    /// mount's device, where the module is. Each then has a connection to itself.
+    #[must_use]
+    pub fn through(self, channel: Channel) -> Self {
+        Self {
+            channel: Some(channel),
+            ..self
         }
     }
 
@@ -456,7 +471,7 @@ impl Filesystem for Remote {
 
     fn read(
         &self,
-        _req: &FuseRequest,
+        req: &FuseRequest,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -468,15 +483,30 @@ impl Filesystem for Remote {
         self.count(Opcode::Read);
         // No READ is larger: see `MAX_WRITE`.
         let size = size.min(MAX_PAYLOAD);
-        let result = self
-            .connection
-            .ask(&file_at(ino, fh, offset), &Request::Read(Read { size }));
+        let about = file_at(ino, fh, offset);
+        let mut reply = reply;
+        if let Some(channel) = &self.channel {
+            let question = Question {
+                about: &about,
+                size,
+                unique: req.unique().into(),
+            };
+            match self.connection.read(&question, channel, reply) {
+                Outcome::Answered(Ok(())) => return,
+                Outcome::Answered(Err(_)) => return self.upcalls.count_error(Opcode::Read),
+                Outcome::Not(unanswered) => reply = unanswered,
+            }
+        }
+        let result = self.connection.ask(&about, &Request::Read(Read { size }));
         match result
             .as_ref()
             .map_err(|errno| *errno)
             .and_then(|answer| data(answer, size))
         {
-            Ok(data) => reply.data(data),
+            Ok(data) => {
+                self.connection.counts().read(data.len() as u64, false);
+                reply.data(data);
+            }
             Err(errno) => reply.error(self.refused(Opcode::Read, errno)),
         }
     }

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 
 use crate::remote::greeting::{Until, VERSIONS, random};
 use crate::remote::wire::auth::{Greeting, Token, proof};
-use crate::remote::wire::message::{Hello, HelloReply, Proof, SessionId};
+use crate::remote::wire::message::{Hello, HelloReply, Proof, Wanted};
 use crate::remote::wire::{
     Export, Frame, FrameReader, FrameWriter, Header, Kind, Reply, Request, SessionKey, Side, Sizes, VERSION,
     WireError,
@@ -192,17 +192,13 @@ fn from_wire(error: WireError, timeout: Duration) -> ConnectError {
 }
 
 /// Greets the server: HELLO, and AUTHENTICATE if there is a token. The requests have the numbers 1 and 2.
-pub(super) fn greet(
-    stream: &Stream,
-    target: &Target,
-    resume: Option<SessionId>,
-) -> Result<Greeted, ConnectError> {
+pub(super) fn greet(stream: &Stream, target: &Target, session: Wanted) -> Result<Greeted, ConnectError> {
     let hello = Hello {
         versions: VERSIONS,
         sizes: Sizes::default(),
         nonce: random().map_err(ConnectError::System)?,
         export: target.export.clone(),
-        resume,
+        session,
         keeps: target.keeps,
     };
     let (nonce, wished) = (hello.nonce, hello.sizes);

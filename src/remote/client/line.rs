@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The way to the server, as long as it holds.
 
-use std::io::BufReader;
+use std::io::{BufReader, Read};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use parking_lot::Mutex;
 
-use super::calls::Break;
+use super::calls::{Break, FIRST};
 use super::epoch::Epoch;
 use super::greeting::{ConnectError, Target, greet};
 use crate::ebpf::boot_time;
 use crate::remote::Stream;
-use crate::remote::wire::message::{HelloReply, SessionId};
-use crate::remote::wire::{FrameReader, FrameWriter, Header, Side};
+use crate::remote::wire::message::{HelloReply, Wanted};
+use crate::remote::wire::{FrameReader, FrameWriter, Header, SessionKey, Side, Sizes};
 
 #[derive(Debug)]
 struct Writer {
@@ -44,57 +44,106 @@ pub(super) struct Dialed {
     pub hello: HelloReply,
     /// When it was asked for, ns since boot.
     pub asked: u64,
-    pub reader: Reader,
     stream: Stream,
-    frames: FrameWriter<Stream>,
+    /// The same, for each direction.
+    receiving: Stream,
+    sending: Stream,
+    key: Option<SessionKey>,
 }
 
-/// Connects, agrees on what is spoken, and proves to have the token; to go on with a session, if the server still has it.
-pub(super) fn dial(target: &Target, resume: Option<SessionId>) -> Result<Dialed, ConnectError> {
-    let timeout = target.timeout;
-    let stream = target.address.connect(timeout);
+/// Connects, agrees on what is spoken, and proves to have the token.
+pub(super) fn dial(target: &Target, session: Wanted) -> Result<Dialed, ConnectError> {
+    let stream = target.address.connect(target.timeout);
     let stream = stream.map_err(|error| ConnectError::Connect {
         address: target.address.clone(),
         error,
     })?;
     let asked = boot_time();
-    let greeted = greet(&stream, target, resume)?;
+    let greeted = greet(&stream, target, session)?;
     let system = ConnectError::System;
     stream.set_read_timeout(None).map_err(system)?;
-    stream.set_write_timeout(Some(timeout)).map_err(system)?;
-
-    // A small reply is one read.
-    let receiving = BufReader::new(stream.try_clone().map_err(system)?);
-    let mut reader = FrameReader::new(receiving, Side::Server);
-    let mut frames = FrameWriter::new(stream.try_clone().map_err(system)?, Side::Client);
-    reader.set_sizes(greeted.hello.sizes);
-    frames.set_sizes(greeted.hello.sizes);
-    if let Some(key) = &greeted.key {
-        reader.sign_with(key);
-        frames.sign_with(key);
-    }
+    stream.set_write_timeout(Some(target.timeout)).map_err(system)?;
     Ok(Dialed {
         hello: greeted.hello,
         asked,
-        reader,
+        receiving: stream.try_clone().map_err(system)?,
+        sending: stream.try_clone().map_err(system)?,
         stream,
-        frames,
+        key: greeted.key,
     })
 }
 
+/// Both directions from now on.
+fn frames<R: Read>(
+    sizes: Sizes,
+    key: Option<&SessionKey>,
+    receiving: R,
+    sending: Stream,
+) -> (FrameReader<R>, FrameWriter<Stream>) {
+    let mut reader = FrameReader::new(receiving, Side::Server);
+    let mut writer = FrameWriter::new(sending, Side::Client);
+    reader.set_sizes(sizes);
+    writer.set_sizes(sizes);
+    if let Some(key) = key {
+        reader.sign_with(key);
+        writer.sign_with(key);
+    }
+    (reader, writer)
+}
+
 impl Dialed {
+    /// The way for everything.
     pub fn into_line(self, number: u64, epoch: Epoch, timeout: Duration) -> (Line, Reader) {
+        // A small reply is one read.
+        let receiving = BufReader::new(self.receiving);
+        let (reader, frames) = frames(self.hello.sizes, self.key.as_ref(), receiving, self.sending);
         let line = Line {
             number,
             epoch,
             stream: self.stream,
             writer: Mutex::new(Writer {
-                frames: self.frames,
+                frames,
                 last: Instant::now(),
             }),
             timeout,
         };
-        (line, self.reader)
+        (line, reader)
+    }
+
+    /// The way for data, where nobody waits for longer than `timeout`.
+    pub fn into_data_line(self, timeout: Duration) -> Result<DataLine, ConnectError> {
+        let timed = self.stream.set_read_timeout(Some(timeout));
+        timed.map_err(ConnectError::System)?;
+        let sizes = self.hello.sizes;
+        let (reader, writer) = frames(sizes, self.key.as_ref(), self.receiving, self.sending);
+        Ok(DataLine {
+            socket: self.stream,
+            footer: sizes.footer(),
+            reader,
+            frames: writer,
+            next: FIRST,
+        })
+    }
+}
+
+/// A connection that has one request on the way at most. Nothing is read ahead of who takes it: a payload may
+/// be taken from the socket itself.
+#[derive(Debug)]
+pub(super) struct DataLine {
+    pub socket: Stream,
+    /// Bytes of a footer.
+    pub footer: usize,
+    pub reader: FrameReader<Stream>,
+    pub frames: FrameWriter<Stream>,
+    next: u64,
+}
+
+impl DataLine {
+    /// The next request's number.
+    pub fn number(&mut self) -> u64 {
+        // 2^64 of them pass over no connection.
+        self.next = self.next.wrapping_add(1);
+        self.next
     }
 }
 

@@ -85,7 +85,7 @@ pub(super) fn data(answer: &Answer, most: u32) -> Result<&[u8]> {
 
 /// What the kernel gets for an error. `ENOSYS` means to it that it must never ask again, and for some requests that
 /// all is well.
-fn ask_again(errno: Errno) -> Errno {
+pub(super) fn ask_again(errno: Errno) -> Errno {
     match errno {
         Errno::ENOSYS => Errno::EOPNOTSUPP,
         errno => errno,

@@ -2,17 +2,19 @@
 //! HELLO and AUTHENTICATE: what is said before anything is served.
 
 use std::io;
+use std::sync::Arc;
 
 use blake3::Hash;
 use nix::errno::Errno;
 
 use super::session::{WAITING, millis};
+use super::sessions::{Begun, Member};
 use super::{Export, Shared, find};
-use crate::fs::{Stack, StackError};
+use crate::fs::StackError;
 use crate::remote::Stream;
 use crate::remote::greeting::{Until, VERSIONS, random};
 use crate::remote::wire::auth::{Greeting, Token, proof};
-use crate::remote::wire::message::{Hello, HelloReply, Proof, SessionId};
+use crate::remote::wire::message::{Hello, HelloReply, Proof, SessionId, Wanted};
 use crate::remote::wire::{
     FrameReader, FrameWriter, Header, Kind, Reply, Request, SessionKey, Side, Sizes, VERSION, WireError,
 };
@@ -30,23 +32,36 @@ pub enum Unwelcome {
     Export,
     #[error(transparent)]
     Directory(#[from] StackError),
+    #[error("the session cannot be joined: {0}")]
+    Session(Errno),
     #[error("it does not have the token")]
     Token,
     #[error("{0}")]
     Io(#[from] io::Error),
 }
 
+/// What a connection is of its session.
+#[derive(Debug)]
+pub enum Part<'s> {
+    /// The one that it begins and ends with.
+    Own {
+        begun: Begun<'s>,
+        /// The session that the client had before.
+        before: Option<SessionId>,
+    },
+    /// One more.
+    Joined(Member),
+}
+
 /// What was agreed on.
 #[derive(Debug)]
-pub struct Greeted {
-    pub stack: Stack,
+pub struct Greeted<'s> {
+    pub part: Part<'s>,
     pub sizes: Sizes,
     pub key: Option<SessionKey>,
     /// The client keeps what it is told.
     pub keeps: bool,
     pub session: SessionId,
-    /// The session that it had before.
-    pub before: Option<SessionId>,
 }
 
 /// A request, between its header and its payload.
@@ -73,7 +88,7 @@ fn expect<'b>(
 }
 
 /// Greets a client. None if it has gone again.
-pub fn greet(shared: &Shared, stream: &Stream) -> Result<Option<Greeted>, Unwelcome> {
+pub fn greet<'s>(shared: &'s Shared, stream: &Arc<Stream>) -> Result<Option<Greeted<'s>>, Unwelcome> {
     let options = &shared.options;
     let until = Until::after(stream, options.greeting);
     let mut reader = FrameReader::new(until, Side::Client);
@@ -91,18 +106,16 @@ pub fn greet(shared: &Shared, stream: &Stream) -> Result<Option<Greeted>, Unwelc
             return Err(unwelcome);
         }
     };
-    let stack = match export.stack() {
-        Ok(stack) => stack,
-        Err(error) => {
-            refuse(&mut writer, &header, error.errno())?;
-            return Err(error.into());
+    let (session, part) = match part(shared, export, &hello, stream)? {
+        Ok(part) => part,
+        Err((errno, unwelcome)) => {
+            refuse(&mut writer, &header, errno)?;
+            return Err(unwelcome);
         }
     };
-    let [id, nonce] = [random()?, random()?];
-    let mut session = SessionId([0; 16]);
-    session.0.copy_from_slice(&id[..16]);
+    let nonce = random()?;
     let sizes = hello.sizes.or_larger(options.sizes);
-    let (keeps, before) = (hello.keeps, hello.resume);
+    let keeps = hello.keeps;
     let reply = Reply::Hello(HelloReply {
         version: VERSION,
         sizes,
@@ -121,12 +134,11 @@ pub fn greet(shared: &Shared, stream: &Stream) -> Result<Option<Greeted>, Unwelc
     writer.set_sizes(sizes);
     let Some(token) = &options.token else {
         return Ok(Some(Greeted {
-            stack,
+            part,
             sizes,
             key: None,
             keeps,
             session,
-            before,
         }));
     };
     let Some((header, Request::Authenticate(theirs), _)) =
@@ -140,12 +152,11 @@ pub fn greet(shared: &Shared, stream: &Stream) -> Result<Option<Greeted>, Unwelc
             let ours = Reply::Authenticate(Proof(proof(token, Side::Server, &said).into()));
             writer.write_frame(&header.reply(), 0, &[&ours.payload()?])?;
             Ok(Some(Greeted {
-                stack,
+                part,
                 sizes,
                 key,
                 keeps,
                 session,
-                before,
             }))
         }
         None => {
@@ -155,7 +166,38 @@ pub fn greet(shared: &Shared, stream: &Stream) -> Result<Option<Greeted>, Unwelc
     }
 }
 
-fn check<'e>(exports: &'e [Export], hello: &Hello) -> Result<&'e Export, (Errno, Unwelcome)> {
+type Refusal = (Errno, Unwelcome);
+
+/// What the connection will be, if it is served. Its session has a number already.
+fn part<'s>(
+    shared: &'s Shared,
+    export: &Export,
+    hello: &Hello,
+    stream: &Arc<Stream>,
+) -> io::Result<Result<(SessionId, Part<'s>), Refusal>> {
+    let before = match hello.session {
+        Wanted::Joined(id) => {
+            let joined = shared.sessions.join(id, stream);
+            return Ok(match joined {
+                Ok(member) => Ok((id, Part::Joined(member))),
+                Err(errno) => Err((errno, Unwelcome::Session(errno))),
+            });
+        }
+        Wanted::Resumed(before) => Some(before),
+        Wanted::New => None,
+    };
+    let stack = match export.stack() {
+        Ok(stack) => stack,
+        Err(error) => return Ok(Err((error.errno(), error.into()))),
+    };
+    let id: [u8; 32] = random()?;
+    let mut session = SessionId([0; 16]);
+    session.0.copy_from_slice(&id[..16]);
+    let begun = shared.sessions.begin(session, stack);
+    Ok(Ok((session, Part::Own { begun, before })))
+}
+
+fn check<'e>(exports: &'e [Export], hello: &Hello) -> Result<&'e Export, Refusal> {
     if hello.versions.agree(VERSIONS).is_none() {
         return Err((Errno::EPROTONOSUPPORT, Unwelcome::Version));
     }

@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use parking_lot::Mutex;
 
-use super::Shared;
 use super::answers::{Answer, answer};
-use super::greeting::Greeted;
-use super::leases::{self, Change, Holder, Leases, Part, Thing};
+use super::greeting::{Greeted, Part};
+use super::leases::{self, Change, Leases, Thing};
+use super::sessions::Common;
 use super::touches::{self, inodes, names, told};
+use super::{Options, Shared};
 use crate::abi::NodeId;
-use crate::fs::Stack;
 use crate::remote::Stream;
 use crate::remote::wire::message::{Data, Entry, Invalidate, Invalidation, Renewed};
 use crate::remote::wire::{Flags, FrameReader, FrameWriter, Header, Kind, Reply, Request, Side, WireError};
@@ -97,17 +97,19 @@ impl leases::Line for Line {
     }
 }
 
+/// A connection, and what its session has.
 struct Session<'s> {
     shared: &'s Shared,
-    stack: Stack,
+    common: Arc<Common>,
     line: Arc<Line>,
-    /// None of a client that keeps nothing.
-    holder: Option<Arc<Holder>>,
 }
 
-/// Answers, until the client says goodbye, is gone, says nothing for too long, or nonsense.
-pub fn serve(shared: &Shared, greeted: Greeted, stream: &Arc<Stream>) {
-    let options = &shared.options;
+/// Both directions of a connection from now on.
+fn frames<'s>(
+    options: &Options,
+    greeted: &Greeted<'_>,
+    stream: &'s Arc<Stream>,
+) -> io::Result<(FrameReader<&'s Stream>, Arc<Line>)> {
     let mut reader = FrameReader::new(&**stream, Side::Client);
     let prompt = Prompt {
         stream: Arc::clone(stream),
@@ -121,35 +123,51 @@ pub fn serve(shared: &Shared, greeted: Greeted, stream: &Arc<Stream>) {
         reader.sign_with(key);
         writer.sign_with(key);
     }
-    let timeouts = stream
-        .set_read_timeout(Some(options.silence))
-        .and_then(|()| stream.set_write_timeout(Some(options.sending)));
-    if let Err(error) = timeouts {
-        tracing::warn!("a client is not served: {error}");
-        return;
-    }
-    let line = Arc::new(Line {
+    stream.set_read_timeout(Some(options.silence))?;
+    stream.set_write_timeout(Some(options.sending))?;
+    let line = Line {
         stream: Arc::clone(stream),
         writer: Mutex::new(writer),
-    });
-    if let Some(before) = greeted.before {
-        shared.leases.left(before);
-    }
-    let holder = greeted
-        .keeps
-        .then(|| shared.leases.holder(greeted.session, Arc::clone(&line) as _));
-    let session = Session {
-        shared,
-        stack: greeted.stack,
-        line,
-        holder,
     };
+    Ok((reader, Arc::new(line)))
+}
+
+/// Answers, until the client says goodbye, is gone, says nothing for too long, or nonsense.
+pub fn serve(shared: &Shared, greeted: Greeted<'_>, stream: &Arc<Stream>) -> io::Result<()> {
+    let (mut reader, line) = frames(&shared.options, &greeted, stream)?;
+    match greeted.part {
+        Part::Joined(member) => {
+            let session = Session {
+                shared,
+                common: Arc::clone(&member.common),
+                line,
+            };
+            tell_end(session.answer_reads(&mut reader));
+        }
+        Part::Own { begun, before } => {
+            if let Some(before) = before {
+                shared.leases.left(before);
+            }
+            if greeted.keeps {
+                let holder = shared.leases.holder(greeted.session, Arc::clone(&line) as _);
+                // Nobody else sets it.
+                let _ = begun.common.holder.set(holder);
+            }
+            let common = Arc::clone(&begun.common);
+            answer_all(&Session { shared, common, line }, &mut reader);
+        }
+    }
+    Ok(())
+}
+
+/// Answers with as many threads as there are requests at a time.
+fn answer_all(session: &Session<'_>, reader: &mut FrameReader<&Stream>) {
+    let options = &session.shared.options;
     let (jobs, waiting) = sync_channel::<Job>(WAITING);
     let waiting = Mutex::new(waiting);
     let (free, mut threads) = (AtomicUsize::new(0), 0);
-    let mut goodbye = false;
     thread::scope(|scope| {
-        let end = session.listen(&mut reader, |job| {
+        let end = session.listen(reader, |job| {
             // Only this thread takes from those that are free, so each is counted on once. One that waits for a
             // disk keeps nobody waiting but who comes when all are there.
             let taken = |n: usize| n.checked_sub(1);
@@ -166,14 +184,9 @@ pub fn serve(shared: &Shared, greeted: Greeted, stream: &Arc<Stream>) {
             // Without a single one nobody would ever answer.
             threads > 0 && jobs.send(job).is_ok()
         });
-        match end {
-            Ok(End::Goodbye) => goodbye = true,
-            Ok(End::Gone) => tracing::debug!("a client has gone"),
-            Err(WireError::Idle) => tracing::info!("a client has said nothing for too long"),
-            Err(error) => tracing::warn!("a client was sent away: {error}"),
-        }
+        let goodbye = tell_end(end);
         // Changes by others wait for it no longer than its lease.
-        if let Some(holder) = &session.holder {
+        if let Some(holder) = session.common.holder.get() {
             holder.ended(goodbye);
         }
         // No frame will be understood from here on, and none be waited for; what was asked is still done.
@@ -187,7 +200,38 @@ enum End {
     Gone,
 }
 
+/// Whether it was said goodbye.
+fn tell_end(end: Result<End, WireError>) -> bool {
+    match end {
+        Ok(End::Goodbye) => return true,
+        Ok(End::Gone) => tracing::debug!("a client has gone"),
+        Err(WireError::Idle) => tracing::info!("a client has said nothing for too long"),
+        Err(error) => tracing::warn!("a client was sent away: {error}"),
+    }
+    false
+}
+
 impl Session<'_> {
+    /// Of a connection that has joined: one READ after the other.
+    fn answer_reads(&self, reader: &mut FrameReader<&Stream>) -> Result<End, WireError> {
+        let mut buffer = Vec::new();
+        loop {
+            let Some(frame) = reader.read_frame(&mut buffer)? else {
+                return Ok(End::Gone);
+            };
+            let header = frame.header;
+            match header.kind {
+                Kind::Read => self.answer(&header, frame.payload)?,
+                Kind::Ping => self.send(&header.reply(), &Reply::Ping(Default::default()))?,
+                Kind::Goodbye => {
+                    self.send(&header.reply(), &Reply::Goodbye(Default::default()))?;
+                    return Ok(End::Goodbye);
+                }
+                kind => return Err(WireError::NotThat(kind)),
+            }
+        }
+    }
+
     fn listen(
         &self,
         reader: &mut FrameReader<&Stream>,
@@ -199,7 +243,7 @@ impl Session<'_> {
                 return Ok(End::Gone);
             };
             let header = frame.header;
-            if let Some(holder) = &self.holder {
+            if let Some(holder) = self.common.holder.get() {
                 holder.heard();
             }
             match header.kind {
@@ -213,7 +257,7 @@ impl Session<'_> {
                     return Ok(End::Goodbye);
                 }
                 Kind::Invalidated => {
-                    if let Some(holder) = &self.holder {
+                    if let Some(holder) = self.common.holder.get() {
                         holder.acknowledged(header.request);
                     }
                 }
@@ -241,9 +285,9 @@ impl Session<'_> {
         };
         for forgotten in nodes {
             let node = NodeId(forgotten.node);
-            self.stack.forget(node, forgotten.nlookup);
-            if let Some(holder) = &self.holder
-                && self.stack.inode(node).is_err()
+            self.common.stack.forget(node, forgotten.nlookup);
+            if let Some(holder) = self.common.holder.get()
+                && self.common.stack.inode(node).is_err()
             {
                 holder.forget(forgotten.node);
             }
@@ -267,12 +311,12 @@ impl Session<'_> {
     /// Announces what the request changes, and takes down what its reply tells; whether that may be kept.
     fn begin(&self, header: &Header, request: &Request<'_>) -> Result<(Option<Change<'_>>, bool), Errno> {
         let leases: &Leases = &self.shared.leases;
-        let by = self.holder.as_ref();
+        let by = self.common.holder.get();
         let patience = self.shared.options.sending;
         let change = match touches::changes(request) {
             true => Some(
-                leases.change(by, names(&self.stack, header, request)?, patience, || {
-                    inodes(&self.stack, header, request)
+                leases.change(by, names(&self.common.stack, header, request)?, patience, || {
+                    inodes(&self.common.stack, header, request)
                 })?,
             ),
             false => None,
@@ -280,7 +324,7 @@ impl Session<'_> {
         let Some(holder) = by else {
             return Ok((change, false));
         };
-        let keep = match told(&self.stack, header, request)? {
+        let keep = match told(&self.common.stack, header, request)? {
             Some((node, thing)) => holder.note(
                 node,
                 &thing,
@@ -294,13 +338,13 @@ impl Session<'_> {
     /// An entry is about to be told: its attributes once more, now that it is known whose they are. Whether they may
     /// be kept.
     fn entry(&self, entry: &mut Entry, change: Option<&Change<'_>>) -> Result<bool, Errno> {
-        let Some(holder) = &self.holder else {
+        let Some(holder) = self.common.holder.get() else {
             return Ok(false);
         };
         let node = NodeId(entry.node);
-        let thing = Thing::Of(self.stack.inode(node)?, Part::Attributes);
+        let thing = Thing::Of(self.common.stack.inode(node)?, leases::Part::Attributes);
         let keep = holder.note(entry.node, &thing, change.map_or(&[], |change| change.things()));
-        entry.attr = (&self.stack.getattr(node)?).into();
+        entry.attr = (&self.common.stack.getattr(node)?).into();
         Ok(keep)
     }
 
@@ -318,7 +362,7 @@ impl Session<'_> {
         };
         // Its bytes go from the file's buffer to the stream.
         if let Request::Read(read) = &request {
-            let sent = self.stack.read(
+            let sent = self.common.stack.read(
                 fuser::FileHandle(header.handle),
                 header.offset,
                 read.size,
@@ -326,7 +370,7 @@ impl Session<'_> {
             );
             return sent.unwrap_or_else(|errno| self.refuse(header, errno as u32, false));
         }
-        let mut answered = answer(&self.stack, header, request);
+        let mut answered = answer(&self.common.stack, header, request);
         if let Ok(Answer { reply, .. }) = &mut answered
             && let Some(entry) = reply.entry_mut()
         {

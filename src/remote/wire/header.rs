@@ -2,6 +2,7 @@
 //! What is in front of a payload.
 
 use crc32c::crc32c;
+use nix::errno::Errno;
 
 use super::message::payload_limit;
 use super::sizes::{LARGEST, SMALLEST};
@@ -71,6 +72,23 @@ impl Header {
     #[must_use]
     pub fn is_reply(&self) -> bool {
         self.flags.contains(Flags::REPLY)
+    }
+
+    /// Whether it answers that request: same kind, number, node and handle.
+    #[must_use]
+    pub fn is_reply_to(&self, asked: &Self) -> bool {
+        let of = |header: &Self| (header.kind, header.request, header.node, header.handle);
+        self.is_reply() && of(self) == of(asked)
+    }
+
+    /// Its status as an error; `EIO` where it is none that Linux knows. None if all went well.
+    #[must_use]
+    pub fn error(&self) -> Option<Errno> {
+        let errno = i32::try_from(self.status).map_or(Errno::EIO, Errno::from_raw);
+        (self.status != 0).then_some(match errno {
+            Errno::UnknownErrno => Errno::EIO,
+            errno => errno,
+        })
     }
 
     /// Who sends such a frame.

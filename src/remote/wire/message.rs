@@ -24,7 +24,9 @@ pub use self::request::{
     LockKind, LockRange, Lookup, Lseek, Mkdir, Mknod, Open, Read, Readdir, Release, Removexattr, Rename,
     Rmdir, SetAttr, SetLock, Setxattr, Symlink, Unlink,
 };
-pub use self::session::{Hello, HelloReply, Invalidate, Invalidation, Proof, Renewed, SessionId, Versions};
+pub use self::session::{
+    Hello, HelloReply, Invalidate, Invalidation, Proof, Renewed, SessionId, Versions, Wanted,
+};
 
 /// What a payload is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

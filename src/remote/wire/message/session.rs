@@ -24,9 +24,20 @@ impl Versions {
     }
 }
 
-/// What a client resumes after its connection broke.
+/// Which session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SessionId(pub [u8; 16]);
+
+/// The session that a connection is to be for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Wanted {
+    /// A new one.
+    New,
+    /// This one, whose connection broke, if the server still has it; else a new one.
+    Resumed(SessionId),
+    /// This one, beside the connection that it has: for READs.
+    Joined(SessionId),
+}
 
 /// The first frame of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,8 +50,8 @@ pub struct Hello {
     pub nonce: Nonce,
     /// The directory that it wants.
     pub export: Export,
-    /// The session to go on with, if the server still has it.
-    pub resume: Option<SessionId>,
+    /// What it is for.
+    pub session: Wanted,
     /// Whether the client keeps what it is told, and wants to hear of changes.
     pub keeps: bool,
 }

@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Connections for data: a READ of many bytes goes over one of its own, whose payload the module takes from the
+//! socket into the request's pages.
+//!
+//! They have joined the session of the mount's own connection, and end with it. A READ has one to itself, so that its
+//! payload is where the module expects it, and nothing waits behind it. What goes wrong before
+//! a payload has begun costs nothing: the READ is asked over the mount's own connection then.
+
+use std::time::{Duration, Instant};
+
+use fuser::ReplyData;
+use nix::errno::Errno;
+use parking_lot::Mutex;
+use tracing::{debug, warn};
+
+use super::calls::Shared;
+use super::connection::About;
+use super::epoch::{Epoch, request_outward};
+use super::greeting::Target;
+use super::line::{DataLine, dial};
+use super::questions::{ask_again, senseless};
+use crate::remote::wire::message::{Read, SessionId, Wanted};
+use crate::remote::wire::{Body, Flags, Header, Kind, Request};
+use crate::splice::{self, Channel, FuseBuf, FuseBufVec, Way};
+
+/// From how many bytes on a READ goes over a connection of its own: below, it is no faster.
+pub(super) const FROM: u32 = splice::FILL_FROM as u32;
+
+/// How many there are at the same time, at most.
+const MOST: usize = 8;
+
+/// After one could not be had, how long nobody tries again.
+const PAUSE: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+struct Idle {
+    session: SessionId,
+    line: DataLine,
+}
+
+#[derive(Debug, Default)]
+struct Pool {
+    idle: Vec<Idle>,
+    /// Those that are in use.
+    out: usize,
+    not_before: Option<Instant>,
+}
+
+/// The connections for data of a mount.
+#[derive(Debug)]
+pub(super) struct Data {
+    target: Target,
+    pool: Mutex<Pool>,
+}
+
+/// One that is in use. It is closed unless it is [given back](Self::give_back).
+struct Taken<'d> {
+    data: &'d Data,
+    session: SessionId,
+    line: Option<DataLine>,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        let mut pool = self.data.pool.lock();
+        pool.out -= 1;
+        if let Some(line) = self.line.take() {
+            let session = self.session;
+            pool.idle.push(Idle { session, line });
+        }
+    }
+}
+
+/// What became of a READ.
+pub(super) enum Outcome {
+    /// It was answered; with an error, that one.
+    Answered(Result<(), Errno>),
+    /// It was not, and is to be asked otherwise.
+    Not(ReplyData),
+}
+
+/// A READ of the kernel's.
+#[derive(Debug)]
+pub(super) struct Question<'q> {
+    pub about: &'q About,
+    /// Bytes.
+    pub size: u32,
+    /// fuser's number of it.
+    pub unique: u64,
+}
+
+impl Data {
+    pub fn new(target: Target) -> Self {
+        Self {
+            target,
+            pool: Mutex::default(),
+        }
+    }
+
+    /// One for this session, and whether it has been in use before. None if there are too many, or none can be had.
+    fn take(&self, session: SessionId) -> Option<(Taken<'_>, DataLine, bool)> {
+        let mut pool = self.pool.lock();
+        // Those of an old one are closed already, by the server.
+        pool.idle.retain(|idle| idle.session == session);
+        if pool.out >= MOST || pool.not_before.is_some_and(|at| at > Instant::now()) {
+            return None;
+        }
+        pool.out += 1;
+        let idle = pool.idle.pop();
+        drop(pool);
+        let taken = Taken {
+            data: self,
+            session,
+            line: None,
+        };
+        if let Some(idle) = idle {
+            return Some((taken, idle.line, true));
+        }
+        let line = dial(&self.target, Wanted::Joined(session))
+            .and_then(|dialed| dialed.into_data_line(self.target.timeout));
+        match line {
+            Ok(line) => Some((taken, line, false)),
+            Err(error) => {
+                debug!(%error, "no connection for data");
+                self.pool.lock().not_before = Some(Instant::now() + PAUSE);
+                None
+            }
+        }
+    }
+
+    /// Asks, and answers the kernel through `channel`.
+    pub fn read(
+        &self,
+        (session, epoch): (SessionId, Epoch),
+        question: &Question<'_>,
+        shared: &Shared,
+        channel: &Channel,
+        mut reply: ReplyData,
+    ) -> Outcome {
+        // Those that were idle for too long the server has closed.
+        loop {
+            let Some((mut taken, mut line, used)) = self.take(session) else {
+                return Outcome::Not(reply);
+            };
+            let (outcome, whole) = line.read(epoch, question, shared, channel, reply);
+            taken.line = whole.then_some(line);
+            match outcome {
+                Outcome::Not(unanswered) if used && !whole => reply = unanswered,
+                outcome => return outcome,
+            }
+        }
+    }
+}
+
+impl DataLine {
+    /// Asks, and answers; and whether the next one can be asked here.
+    fn read(
+        &mut self,
+        epoch: Epoch,
+        question: &Question<'_>,
+        shared: &Shared,
+        channel: &Channel,
+        reply: ReplyData,
+    ) -> (Outcome, bool) {
+        let Question { about, size, unique } = *question;
+        let request = Request::Read(Read { size });
+        let sent = request_outward(about, &request, epoch).map(|(about, request)| {
+            let header = Header {
+                node: about.node,
+                handle: about.handle,
+                offset: about.offset,
+                ..Header::request(Kind::Read, self.number())
+            };
+            let payload = request.payload()?;
+            self.frames.write_frame(&header, 0, &[&payload]).map(|()| header)
+        });
+        let asked = match sent {
+            Ok(Ok(header)) => header,
+            Ok(Err(error)) => {
+                debug!(%error, "a connection for data has ended");
+                return (Outcome::Not(reply), false);
+            }
+            Err(errno) => {
+                reply.error(fuser::Errno::from_i32(errno as i32));
+                return (Outcome::Answered(Err(errno)), true);
+            }
+        };
+        let arriving = match self.reader.read_header() {
+            Ok(Some(arriving)) => arriving,
+            Ok(None) => return (Outcome::Not(reply), false),
+            Err(error) => {
+                warn!(%error, "a connection for data is lost");
+                return (Outcome::Not(reply), false);
+            }
+        };
+        let header = *arriving.header();
+        if !header.is_reply_to(&asked) || header.length > size {
+            warn!("the server has answered something else than it was asked");
+            return (Outcome::Not(reply), false);
+        }
+        shared.counts.answered();
+        // Before the application sees a byte: one that is told of the change must not find what was before.
+        let take_back = || {
+            if !header.flags.contains(Flags::KEEP) {
+                shared.kept.not_to_be_kept(about, &request);
+            }
+        };
+        if header.length == 0 {
+            if let Err(error) = arriving.read_footer(Body::Bytes(&[])) {
+                warn!(%error, "a connection for data is lost");
+                return (Outcome::Not(reply), false);
+            }
+            take_back();
+            let Some(errno) = header.error().map(ask_again) else {
+                reply.data(&[]);
+                return (Outcome::Answered(Ok(())), true);
+            };
+            reply.error(fuser::Errno::from_i32(errno as i32));
+            return (Outcome::Answered(Err(errno)), true);
+        }
+        let section = FuseBuf::section(&self.socket, 0, header.length as usize, self.footer);
+        let mut bufs: FuseBufVec<'_> = section.into();
+        let read = splice::Read::new(unique, size).crc(true);
+        let past = !matches!(channel.way(&read, &bufs), Way::Copy);
+        let answered = channel.reply_data(read, reply, &mut bufs, |bufs, crcs| {
+            let footer = bufs.get(0).map(FuseBuf::footer_bytes).unwrap_or_default();
+            let crc = crcs.first().copied().flatten().ok_or(Errno::EIO)?;
+            arriving
+                .verify(Body::Crc(crc), footer)
+                .map_err(|error| senseless(Kind::Read, &error.to_string()))?;
+            take_back();
+            Ok(())
+        });
+        match answered {
+            Ok(()) => {
+                shared.counts.read(header.length.into(), past);
+                (Outcome::Answered(Ok(())), true)
+            }
+            Err(error) => {
+                warn!(%error, "a READ has failed");
+                (Outcome::Answered(Err(Errno::EIO)), false)
+            }
+        }
+    }
+}

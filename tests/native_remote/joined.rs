@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Connections that join a session.
+
+use std::fs;
+use std::net::TcpStream;
+
+use extfuse::remote::server::Options;
+use extfuse::remote::wire::message::{
+    Data, Empty, Hello, Lookup, Open, Read, Release, SessionId, Versions, Wanted,
+};
+use extfuse::remote::wire::{
+    Export, FrameReader, FrameWriter, Header, Kind, Name, Reply, Request, Side, Sizes,
+};
+use nix::errno::Errno;
+
+use crate::clients::{Inside, is_closed};
+use crate::common::{Scratch, eventually};
+
+/// A connection that asks one thing after the other.
+struct Line {
+    stream: TcpStream,
+    next: u64,
+}
+
+impl Line {
+    /// The connection, and what became of its greeting.
+    fn greet(server: &Inside, session: Wanted) -> (Self, Result<SessionId, Errno>) {
+        let mut line = Self {
+            stream: server.connect(),
+            next: 0,
+        };
+        let hello = Request::Hello(Hello {
+            versions: Versions { min: 1, max: 1 },
+            sizes: Sizes::default(),
+            nonce: [1; 32],
+            export: Export::new("").unwrap(),
+            session,
+            keeps: false,
+        });
+        let said = line.ask((0, 0), &hello).map(|(_, payload)| {
+            let header = Header::request(Kind::Hello, 1).reply();
+            match Reply::decode(&header, &payload).unwrap() {
+                Reply::Hello(hello) => hello.session,
+                other => panic!("{other:?}"),
+            }
+        });
+        (line, said)
+    }
+
+    fn new(server: &Inside) -> (Self, SessionId) {
+        let (line, session) = Self::greet(server, Wanted::New);
+        (line, session.unwrap())
+    }
+
+    fn send(&mut self, (node, handle): (u64, u64), request: &Request<'_>) {
+        self.next += 1;
+        let header = Header {
+            node,
+            handle,
+            ..Header::request(request.kind(), self.next)
+        };
+        FrameWriter::new(&self.stream, Side::Client)
+            .write_frame(&header, 0, &[&request.payload().unwrap()])
+            .unwrap();
+    }
+
+    fn ask(&mut self, of: (u64, u64), request: &Request<'_>) -> Result<(Header, Vec<u8>), Errno> {
+        self.send(of, request);
+        let mut payload = Vec::new();
+        let mut reader = FrameReader::new(&self.stream, Side::Server);
+        let header = reader.read_frame(&mut payload).unwrap().unwrap().header;
+        assert_eq!(header.request, self.next);
+        payload.truncate(header.length as usize);
+        header.error().map_or(Ok((header, payload)), Err)
+    }
+
+    /// Node and handle of a file of the root.
+    fn open(&mut self, name: &str) -> (u64, u64) {
+        let name = Name::new(name.as_bytes()).unwrap();
+        let (header, payload) = self.ask((1, 0), &Request::Lookup(Lookup { name })).unwrap();
+        let Reply::Lookup(entry) = Reply::decode(&header, &payload).unwrap() else {
+            unreachable!()
+        };
+        let open = Request::Open(Open { flags: 0 });
+        let (header, payload) = self.ask((entry.node, 0), &open).unwrap();
+        let Reply::Open(opened) = Reply::decode(&header, &payload).unwrap() else {
+            unreachable!()
+        };
+        (entry.node, opened.handle)
+    }
+}
+
+fn read(line: &mut Line, file: (u64, u64)) -> Result<Vec<u8>, Errno> {
+    let (header, payload) = line.ask(file, &Request::Read(Read { size: 1 << 20 }))?;
+    match Reply::decode(&header, &payload).unwrap() {
+        Reply::Read(Data(data)) => Ok(data.to_vec()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_joined_connection_reads_what_the_session_has_open_and_does_nothing_else() {
+    let scratch = Scratch::new();
+    let bytes: Vec<u8> = (0..300_000_u32).map(|i| (i / 7) as u8).collect();
+    fs::write(scratch.source().join("file"), &bytes).unwrap();
+    // One connection is all that is served; those that join do not count.
+    let options = Options {
+        connections: 1,
+        ..Options::default()
+    };
+    let server = Inside::start(&scratch.source(), options);
+    let (mut own, session) = Line::new(&server);
+    let file = own.open("file");
+    let (mut joined, its) = Line::greet(&server, Wanted::Joined(session));
+    assert_eq!(its, Ok(session));
+    assert!(read(&mut joined, file).unwrap() == bytes);
+    joined.ask((0, 0), &Request::Ping(Empty)).unwrap();
+    assert_eq!(read(&mut joined, (file.0, file.1 + 1)), Err(Errno::EBADF));
+
+    // It is the session's file, not the connection's.
+    let release = Request::Release(Release { owner: None });
+    own.ask(file, &release).unwrap();
+    assert_eq!(read(&mut joined, file), Err(Errno::EBADF));
+    for (of, request) in [
+        ((1, 0), Request::Getattr(Empty)),
+        (file, release.clone()),
+        ((1, 0), Request::Opendir(Empty)),
+    ] {
+        let (mut joined, its) = Line::greet(&server, Wanted::Joined(session));
+        assert_eq!(its, Ok(session));
+        joined.send(of, &request);
+        assert!(is_closed(&joined.stream), "{request:?}");
+    }
+    own.ask((1, 0), &Request::Getattr(Empty)).unwrap();
+    assert!(read(&mut own, (1, 77)).is_err());
+}
+
+#[test]
+fn a_session_takes_so_many_connections_and_they_end_with_it() {
+    let scratch = Scratch::new();
+    let server = Inside::start(&scratch.source(), Options::default());
+    let (_stranger, refused) = Line::greet(&server, Wanted::Joined(SessionId([7; 16])));
+    assert_eq!(refused, Err(Errno::ESTALE));
+    let (mut own, session) = Line::new(&server);
+    let join = || Line::greet(&server, Wanted::Joined(session));
+    let mut joined: Vec<_> = (0..16).map(|_| join()).collect();
+    assert!(joined.iter().all(|(_, its)| *its == Ok(session)));
+    assert_eq!(join().1, Err(Errno::EMFILE));
+    joined.pop();
+    eventually(|| join().1.is_ok());
+
+    own.ask((0, 0), &Request::Goodbye(Empty)).unwrap();
+    for (line, _) in &joined {
+        assert!(is_closed(&line.stream));
+    }
+    eventually(|| join().1 == Err(Errno::ESTALE));
+}
