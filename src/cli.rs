@@ -9,6 +9,7 @@ mod mount;
 mod remote;
 mod serve;
 mod stat;
+mod tls;
 mod umount;
 
 use std::io::{ErrorKind, Write};

@@ -6,6 +6,7 @@ pub mod address;
 pub mod client;
 mod greeting;
 pub mod server;
+pub mod tls;
 pub mod wire;
 
 pub use self::address::{Address, Stream};

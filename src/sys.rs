@@ -13,4 +13,5 @@ pub mod mountinfo;
 pub mod pipe;
 pub mod process;
 pub mod stream;
+pub mod tls;
 pub mod xattr;

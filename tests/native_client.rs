@@ -82,6 +82,7 @@ fn connected(behave: impl FnOnce(Peer) + Send + 'static) -> (Connection, thread:
         address: listener.local_addr().unwrap().to_string().parse().unwrap(),
         export: Export::new("").unwrap(),
         token: None,
+        tls: None,
         timeout: TIMEOUT,
     };
     let peer = thread::spawn(move || behave(Peer::greet(listener.accept().unwrap().0)));

@@ -24,7 +24,7 @@ const CRC: usize = 98;
 
 fn key() -> SessionKey {
     let token = Token::new([9; 32]).unwrap();
-    SessionKey::new(&token, &Greeting::new([1; 32], [2; 32], b"hello", b"reply"))
+    SessionKey::new(&token, &Greeting::new([1; 32], [2; 32], b"hello", b"reply", None))
 }
 
 /// How the frames of a stream are made.

@@ -18,6 +18,7 @@ use extfuse::splice::Channel;
 use extfuse::sys::mount::Flavor;
 
 use super::serve::{check_line, token};
+use super::tls::LineTls;
 
 /// How a server is reached.
 #[derive(Clone, Debug, Args)]
@@ -26,7 +27,9 @@ pub struct Line {
     /// The token that the server wants, which proves, too, that it is the server
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Go beyond this machine though nothing is encrypted
+    #[command(flatten)]
+    tls: LineTls,
+    /// Go beyond this machine though nothing is encrypted, without TLS
     #[arg(long)]
     insecure: bool,
     /// How long an answer may take; then everybody gets errors. Default: 30
@@ -118,6 +121,7 @@ impl Line {
     /// Whether anything was said that only matters for a server.
     pub fn is_given(&self) -> bool {
         self.token_file.is_some()
+            || self.tls.is_given()
             || self.insecure
             || self.timeout.is_some()
             || self.consistency.is_some()
@@ -151,7 +155,8 @@ impl Source {
             *options == only_here,
             "of the mount options only ro, allow_other, fsname, subtype and max_read are for what a server has"
         );
-        check_line(&self.address, line.insecure)
+        line.tls.check(&self.address)?;
+        check_line(&self.address, line.insecure || line.tls.is_given())
     }
 }
 
@@ -169,6 +174,7 @@ pub fn mount(
     let target = Target {
         keeps,
         disconnected: line.on_disconnect.unwrap_or_default(),
+        tls: line.tls.load(&source.address)?,
         address: source.address,
         export: source.export,
         token: line.token_file.as_deref().map(token).transpose()?,

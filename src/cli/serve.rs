@@ -18,6 +18,7 @@ use extfuse::remote::wire;
 use extfuse::remote::wire::auth::Token;
 use sd_notify::NotifyState;
 
+use super::tls::ServeTls;
 use super::{Failure, notify, say};
 
 /// Serve directories to `extfuse mount` elsewhere.
@@ -37,7 +38,9 @@ pub struct Serve {
     /// Not needed on a socket unix:PATH, where those are served who may write to it
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Serve whoever connects, without a token too, and in the clear beyond this machine
+    #[command(flatten)]
+    tls: ServeTls,
+    /// Serve whoever connects, without a token or a client's certificate too, and without TLS beyond this machine
     #[arg(long)]
     insecure: bool,
     /// Refuse every change
@@ -70,7 +73,7 @@ pub fn token(file: &Path) -> anyhow::Result<Token> {
 pub fn check_line(address: &Address, insecure: bool) -> anyhow::Result<()> {
     ensure!(
         insecure || address.is_local(),
-        "{address} is beyond this machine, and nothing that goes there is encrypted: use a tunnel, or --insecure"
+        "{address} is beyond this machine, and nothing that goes there is encrypted: use TLS, a tunnel, or --insecure"
     );
     Ok(())
 }
@@ -107,7 +110,7 @@ fn runtime_folder() -> anyhow::Result<PathBuf> {
 
 impl Serve {
     pub fn run(self) -> Result<ExitCode, Failure> {
-        check_line(&self.listen, self.insecure)
+        check_line(&self.listen, self.insecure || self.tls.is_given())
             .and_then(|()| self.check_clients())
             .map_err(Failure::Usage)?;
         let exports = self.directories.iter().map(|given| self.export(given));
@@ -123,6 +126,7 @@ impl Serve {
                 false => self.ttl.or(default.keep),
             },
             token: self.token_file.as_deref().map(token).transpose()?,
+            tls: self.tls.load()?,
             ..default
         };
         if let Err(errno) = Stack::raise_nofile() {
@@ -157,8 +161,11 @@ impl Serve {
     /// Every user of this machine can connect to a port of it, and would get this process's rights.
     fn check_clients(&self) -> anyhow::Result<()> {
         ensure!(
-            self.insecure || self.token_file.is_some() || matches!(self.listen, Address::Unix(_)),
-            "whoever connects to {} would be served: give --token-file, listen on unix:PATH, or say --insecure",
+            self.insecure
+                || self.token_file.is_some()
+                || self.tls.wants_certificates()
+                || matches!(self.listen, Address::Unix(_)),
+            "whoever connects to {} would be served: give --token-file or --tls-client-ca, listen on unix:PATH, or say --insecure",
             self.listen
         );
         Ok(())

@@ -101,6 +101,17 @@ impl Address {
         addresses.peek().is_some() && addresses.all(|address| address.ip().to_canonical().is_loopback())
     }
 
+    /// The host's name or number, without brackets; none of a socket.
+    #[must_use]
+    pub fn host(&self) -> Option<&str> {
+        let Self::Tcp(address) = self else { return None };
+        let (host, _) = address.rsplit_once(':')?;
+        let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        // A number may name its link: fe80::1%eth0.
+        let number = inner.map(|number| number.split_once('%').map_or(number, |(number, _)| number));
+        Some(number.unwrap_or(host))
+    }
+
     /// A stream to whoever listens there, within `timeout` for all of a host's numbers together. Looking up
     /// a name takes as long as the resolver does, and is not counted.
     ///
@@ -217,6 +228,15 @@ impl Stream {
         either!(self, stream => stream.set_write_timeout(timeout))
     }
 
+    /// Whether reading and writing never wait, here and in every clone; see fcntl(2), `O_NONBLOCK`.
+    ///
+    /// # Errors
+    ///
+    /// Those of ioctl(2).
+    pub fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
+        either!(self, stream => stream.set_nonblocking(nonblocking))
+    }
+
     /// Whether what is written is sent at once; a Unix socket does so anyway.
     ///
     /// # Errors
@@ -305,6 +325,19 @@ mod tests {
         }
         assert_eq!(parse("unix:/a").unwrap(), Address::Unix("/a".into()));
         assert_eq!(parse("unixhost:2").unwrap(), Address::Tcp("unixhost:2".into()));
+    }
+
+    #[test]
+    fn a_host_is_what_a_certificate_would_be_for() {
+        for (address, host) in [
+            ("host.example:1", Some("host.example")),
+            ("10.0.0.1:65535", Some("10.0.0.1")),
+            ("[::1]:0", Some("::1")),
+            ("[fe80::1%eth0]:7", Some("fe80::1")),
+            ("unix:/run/a:1", None),
+        ] {
+            assert_eq!(parse(address).unwrap().host(), host, "{address}");
+        }
     }
 
     #[test]

@@ -31,12 +31,9 @@ pub(super) struct Until<'s> {
 }
 
 impl<'s> Until<'s> {
-    /// From now on, for so long.
-    pub fn after(stream: &'s Stream, timeout: Duration) -> Self {
-        Self {
-            stream,
-            deadline: Instant::now() + timeout,
-        }
+    /// It ends then.
+    pub fn by(stream: &'s Stream, deadline: Instant) -> Self {
+        Self { stream, deadline }
     }
 
     fn left(&self) -> io::Result<Duration> {

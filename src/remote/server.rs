@@ -38,7 +38,8 @@ use self::greeting::Part;
 use self::leases::Leases;
 use self::listener::Listener;
 use self::sessions::Sessions;
-use super::wire::auth::Token;
+use super::tls::{Secured, ServerTls};
+use super::wire::auth::{Binding, Token};
 use super::wire::{Export as ExportName, Sizes};
 use super::{Address, Stream};
 use crate::fs::{Stack, StackError, StackOptions};
@@ -77,6 +78,8 @@ impl Export {
 pub struct Options {
     /// What a client has to prove that it has. None: everybody is served.
     pub token: Option<Token>,
+    /// Who it is, if clients have to speak TLS; whether they need a certificate.
+    pub tls: Option<ServerTls>,
     /// Headers and footers are at least as large.
     pub sizes: Sizes,
     /// How long a client may use what it was told after it has last said something: so long a change waits, at most,
@@ -110,6 +113,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             token: None,
+            tls: None,
             sizes: Sizes::default(),
             lease: Duration::from_secs(10),
             leases: None,
@@ -388,10 +392,30 @@ impl Server {
     }
 }
 
-/// A connection, from its first frame to its last.
-fn converse(mut place: Place, stream: &Arc<Stream>) {
+/// A connection, from its first byte to its last.
+fn converse(mut place: Place, line: &Arc<Stream>) {
+    let deadline = Instant::now() + place.shared.options.greeting;
+    let tls = place.shared.options.tls.clone();
+    match tls.map(|tls| Secured::accept(&tls, line, deadline)).transpose() {
+        Ok(None) => talk(&mut place, line, None, deadline),
+        Ok(Some(secured)) => {
+            let stream = secured.stream.map(Arc::new);
+            let stream = stream.as_ref().unwrap_or(line);
+            talk(&mut place, stream, Some(&secured.binding), deadline);
+            // What it was told last is on its way before its place is another's.
+            if let Some(pump) = secured.pump {
+                pump.join();
+            }
+        }
+        Err(error) => tracing::info!("a client is not served: {error}"),
+    }
+    let _ = line.shutdown();
+}
+
+/// What is said in frames.
+fn talk(place: &mut Place, stream: &Arc<Stream>, tls: Option<&Binding>, deadline: Instant) {
     let shared = Arc::clone(&place.shared);
-    match greeting::greet(&shared, stream) {
+    match greeting::greet(&shared, stream, tls, deadline) {
         Ok(Some(greeted)) if place.is_served(&greeted.part) => {
             if let Err(error) = session::serve(&shared, greeted, stream) {
                 tracing::warn!("a client is not served: {error}");

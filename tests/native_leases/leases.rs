@@ -359,6 +359,7 @@ fn when_a_line_breaks_it_is_made_again_and_nothing_of_before_is_used() {
     let target = Target {
         address: link.address(),
         disconnected: Disconnected::Wait,
+        tls: None,
         ..server.target()
     };
     let (client, near) = (Client::connect(&target), Client::connect(&server.target()));
@@ -416,6 +417,7 @@ fn while_there_is_no_server_a_client_waits_for_its_timeout_or_not_at_all() {
         let (folder, server) = served(LEASE);
         let client = Client::connect(&Target {
             disconnected,
+            tls: None,
             timeout,
             ..server.target()
         });

@@ -57,6 +57,7 @@ impl Inside {
             token: None,
             keeps: true,
             disconnected: Disconnected::Fail,
+            tls: None,
             timeout: Duration::from_secs(10),
         }
     }

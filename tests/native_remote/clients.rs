@@ -21,7 +21,7 @@ use crate::common::{PATIENCE, Scratch, eventually};
 
 /// A server in this process.
 pub struct Inside {
-    address: Address,
+    pub address: Address,
     stopper: Stopper,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -64,18 +64,19 @@ impl Inside {
         stream
     }
 
-    fn target(&self) -> client::Target {
+    pub fn target(&self) -> client::Target {
         client::Target {
             keeps: false,
             disconnected: client::Disconnected::Fail,
             address: self.address.clone(),
             export: wire::Export::new("").unwrap(),
             token: None,
+            tls: None,
             timeout: Duration::from_secs(10),
         }
     }
 
-    fn still_serves(&self) {
+    pub fn still_serves(&self) {
         client::Connection::open(&self.target()).unwrap();
     }
 }

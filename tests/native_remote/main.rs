@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A directory that is served, mounted: by the command, on this machine. Needs root.
 
+#[path = "../common/certificates.rs"]
+mod certificates;
 mod clients;
 #[path = "../common/mod.rs"]
 mod common;
 #[path = "../fsx/exerciser.rs"]
 mod exerciser;
 mod joined;
+mod tls;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};

@@ -144,6 +144,7 @@ fn with_server(source: PathBuf, socket: PathBuf, mnt: &Path, what: impl FnOnce()
         address,
         export: wire::Export::new("").unwrap(),
         token: None,
+        tls: None,
         timeout: Duration::from_secs(30),
     };
     let options = extfuse::MountOptions {

@@ -41,11 +41,21 @@ fn a_signed_frame() {
 
 #[test]
 fn a_proof() {
-    let greeting = Greeting::new([1; 32], [2; 32], b"hello", b"reply");
+    let greeting = Greeting::new([1; 32], [2; 32], b"hello", b"reply", None);
     let proof = proof(&Token::new([9; 32]).unwrap(), Side::Client, &greeting);
     assert_eq!(
         proof.to_hex().as_str(),
         "0c303995697783af1b0bec8995418409e760ed2858443c19e2c6cc3154af35fe"
+    );
+}
+
+#[test]
+fn a_proof_over_tls() {
+    let greeting = Greeting::new([1; 32], [2; 32], b"hello", b"reply", Some(&[4; 32]));
+    let proof = proof(&Token::new([9; 32]).unwrap(), Side::Client, &greeting);
+    assert_eq!(
+        proof.to_hex().as_str(),
+        "dbbe0e9c1be92312bf45861872c630293f32c4bb1bc1c1fcaeda93b40b9a6cd3"
     );
 }
 

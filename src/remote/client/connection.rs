@@ -79,7 +79,9 @@ impl Answer {
 /// does one that leaves a PING unanswered, which is sent when nothing else was for a third of that timeout, or of
 /// the session's lease.
 ///
-/// Dropping it says GOODBYE, waits a second at most, and ends its two threads.
+/// Over TLS that the kernel does not do, a third thread carries the bytes.
+///
+/// Dropping it says GOODBYE, waits a second at most, and ends its threads.
 #[derive(Debug)]
 pub struct Connection {
     shared: Arc<Shared>,

@@ -2,12 +2,13 @@
 //! HELLO and AUTHENTICATE: what is said before anything is asked for.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
 use crate::remote::greeting::{Until, VERSIONS, random};
-use crate::remote::wire::auth::{Greeting, Token, proof};
+use crate::remote::tls::{ClientTls, Secured, TlsError};
+use crate::remote::wire::auth::{Binding, Greeting, Token, proof};
 use crate::remote::wire::message::{Hello, HelloReply, Proof, Wanted};
 use crate::remote::wire::{
     Export, Frame, FrameReader, FrameWriter, Header, Kind, Reply, Request, SessionKey, Side, Sizes, VERSION,
@@ -39,6 +40,8 @@ pub struct Target {
     pub keeps: bool,
     /// What becomes of requests while there is no way to the server.
     pub disconnected: Disconnected,
+    /// Whom to believe, if the server speaks TLS; what it says then is bound to that connection.
+    pub tls: Option<ClientTls>,
     /// How long it may take to connect, and then the whole greeting; and afterwards any reply.
     pub timeout: Duration,
 }
@@ -58,13 +61,23 @@ pub enum ConnectError {
     /// Something of this machine's own.
     #[error("the system does not let us: {0}")]
     System(io::Error),
+    /// No TLS connection to the server that was meant.
+    #[error("{0}")]
+    Tls(TlsError),
+    /// It hung up when it had seen who we are.
+    #[error(
+        "the server closed the connection after the TLS handshake: it may want a client's certificate, or another one; its log may say why"
+    )]
+    ClosedTls,
     /// The greeting took too long.
     #[error(
         "the server did not finish its greeting within {0:?}: overloaded, or it speaks something else there"
     )]
     Timeout(Duration),
     /// It hung up.
-    #[error("the server closed the connection during the greeting: its log may say why")]
+    #[error(
+        "the server closed the connection during the greeting: it may want TLS (--tls), or its log says why"
+    )]
     Closed,
     /// What came was no frame, or not understood.
     #[error("the greeting failed: {0}")]
@@ -99,7 +112,9 @@ pub enum ConnectError {
     )]
     TokenNotWanted,
     /// The server has another token.
-    #[error("the server refuses the token: it was started with another one")]
+    #[error(
+        "the server refuses the token: it was started with another one, or over TLS, somebody is between"
+    )]
     TokenRefused,
     /// The server does not have the token, though it took ours.
     #[error("the server has not proved that it has the token: it may be an impostor")]
@@ -119,7 +134,9 @@ impl ConnectError {
                 _ => error.raw_os_error().map_or(Errno::EIO, Errno::from_raw),
             },
             Self::Timeout(_) => Errno::ETIMEDOUT,
-            Self::Closed => Errno::ECONNRESET,
+            Self::Closed | Self::ClosedTls => Errno::ECONNRESET,
+            Self::Tls(TlsError::Io(error)) => error.raw_os_error().map_or(Errno::EIO, Errno::from_raw),
+            Self::Tls(_) => Errno::EPROTO,
             Self::Wire(error) => error.errno(),
             Self::Stray { .. } | Self::Sizes => Errno::EPROTO,
             Self::Export(_) => Errno::ENOENT,
@@ -145,8 +162,8 @@ struct Talk<'s> {
 }
 
 impl<'s> Talk<'s> {
-    fn new(stream: &'s Stream, timeout: Duration) -> Self {
-        let until = Until::after(stream, timeout);
+    fn new(stream: &'s Stream, deadline: Instant, timeout: Duration) -> Self {
+        let until = Until::by(stream, deadline);
         Self {
             reader: FrameReader::new(until, Side::Server),
             writer: FrameWriter::new(until, Side::Client),
@@ -191,8 +208,48 @@ fn from_wire(error: WireError, timeout: Duration) -> ConnectError {
     }
 }
 
-/// Greets the server: HELLO, and AUTHENTICATE if there is a token. The requests have the numbers 1 and 2.
-pub(super) fn greet(stream: &Stream, target: &Target, session: Wanted) -> Result<Greeted, ConnectError> {
+/// TLS, if the server is to speak it.
+pub(super) fn secure(
+    stream: &Stream,
+    target: &Target,
+    deadline: Instant,
+) -> Result<Option<Secured>, ConnectError> {
+    let tls = target.tls.as_ref();
+    let secured = tls.map(|tls| Secured::connect(tls, stream, deadline)).transpose();
+    secured.map_err(|error| match error.is_timeout() {
+        true => ConnectError::Timeout(target.timeout),
+        false => ConnectError::Tls(error),
+    })
+}
+
+/// Greets the server, by `deadline`: HELLO, and AUTHENTICATE if there is a token; over TLS, bound to it. The requests
+/// have the numbers 1 and 2.
+pub(super) fn greet(
+    stream: &Stream,
+    target: &Target,
+    session: Wanted,
+    tls: Option<&Binding>,
+    deadline: Instant,
+) -> Result<Greeted, ConnectError> {
+    let greeted = greet_in_frames(stream, target, session, tls, deadline);
+    greeted.map_err(|error| match &error {
+        // A client's certificate is judged when the handshake is over for the client. The kernel has no other name for
+        // the alert that says so.
+        ConnectError::Closed if tls.is_some() => ConnectError::ClosedTls,
+        ConnectError::Wire(WireError::Io(io)) if tls.is_some() && io.raw_os_error() == Some(libc::EIO) => {
+            ConnectError::ClosedTls
+        }
+        _ => error,
+    })
+}
+
+fn greet_in_frames(
+    stream: &Stream,
+    target: &Target,
+    session: Wanted,
+    tls: Option<&Binding>,
+    deadline: Instant,
+) -> Result<Greeted, ConnectError> {
     let hello = Hello {
         versions: VERSIONS,
         sizes: Sizes::default(),
@@ -205,7 +262,7 @@ pub(super) fn greet(stream: &Stream, target: &Target, session: Wanted) -> Result
     let request = Request::Hello(hello);
     let said = request.payload().map_err(ConnectError::Wire)?;
 
-    let mut talk = Talk::new(stream, target.timeout);
+    let mut talk = Talk::new(stream, deadline, target.timeout);
     let mut buffer = Vec::new();
     let frame = talk.ask(1, Kind::Hello, &said, &mut buffer)?;
     match frame.header.status {
@@ -238,7 +295,7 @@ pub(super) fn greet(stream: &Stream, target: &Target, session: Wanted) -> Result
         (Some(_), false) => return Err(ConnectError::TokenNotWanted),
         (Some(token), true) => token,
     };
-    let greeting = Greeting::new(nonce, reply.nonce, &said, frame.payload);
+    let greeting = Greeting::new(nonce, reply.nonce, &said, frame.payload, tls);
     let key = authenticate(&mut talk, token, &greeting, reply.sizes)?;
     Ok(Greeted {
         hello: reply,

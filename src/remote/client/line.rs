@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::calls::{Break, FIRST};
 use super::epoch::Epoch;
-use super::greeting::{ConnectError, Target, greet};
+use super::greeting::{ConnectError, Target, greet, secure};
 use crate::ebpf::boot_time;
 use crate::remote::Stream;
 use crate::remote::wire::message::{HelloReply, Wanted};
@@ -51,15 +51,21 @@ pub(super) struct Dialed {
     key: Option<SessionKey>,
 }
 
-/// Connects, agrees on what is spoken, and proves to have the token.
+/// Connects, with TLS if the server is to speak it, agrees on what is spoken, and proves to have the token.
 pub(super) fn dial(target: &Target, session: Wanted) -> Result<Dialed, ConnectError> {
-    let stream = target.address.connect(target.timeout);
+    let timeout = target.timeout;
+    let stream = target.address.connect(timeout);
     let stream = stream.map_err(|error| ConnectError::Connect {
         address: target.address.clone(),
         error,
     })?;
+    let deadline = Instant::now() + timeout;
+    let secured = secure(&stream, target, deadline)?;
+    let binding = secured.as_ref().map(|secured| secured.binding);
+    // What carries the bytes ends with the stream, however that ends.
+    let stream = secured.and_then(|secured| secured.stream).unwrap_or(stream);
     let asked = boot_time();
-    let greeted = greet(&stream, target, session)?;
+    let greeted = greet(&stream, target, session, binding.as_ref(), deadline)?;
     let system = ConnectError::System;
     stream.set_read_timeout(None).map_err(system)?;
     stream.set_write_timeout(Some(target.timeout)).map_err(system)?;

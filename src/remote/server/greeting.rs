@@ -3,6 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use blake3::Hash;
 use nix::errno::Errno;
@@ -13,7 +14,7 @@ use super::{Export, Shared, find};
 use crate::fs::StackError;
 use crate::remote::Stream;
 use crate::remote::greeting::{Until, VERSIONS, random};
-use crate::remote::wire::auth::{Greeting, Token, proof};
+use crate::remote::wire::auth::{Binding, Greeting, Token, proof};
 use crate::remote::wire::message::{Hello, HelloReply, Proof, SessionId, Wanted};
 use crate::remote::wire::{
     FrameReader, FrameWriter, Header, Kind, Reply, Request, SessionKey, Side, Sizes, VERSION, WireError,
@@ -87,10 +88,15 @@ fn expect<'b>(
     )))
 }
 
-/// Greets a client. None if it has gone again.
-pub fn greet<'s>(shared: &'s Shared, stream: &Arc<Stream>) -> Result<Option<Greeted<'s>>, Unwelcome> {
+/// Greets a client, by `deadline`; over TLS, bound to it. None if it has gone again.
+pub fn greet<'s>(
+    shared: &'s Shared,
+    stream: &Arc<Stream>,
+    tls: Option<&Binding>,
+    deadline: Instant,
+) -> Result<Option<Greeted<'s>>, Unwelcome> {
     let options = &shared.options;
-    let until = Until::after(stream, options.greeting);
+    let until = Until::by(stream, deadline);
     let mut reader = FrameReader::new(until, Side::Client);
     let mut writer = FrameWriter::new(until, Side::Server);
     let (mut hello_bytes, mut proof_bytes) = (Vec::new(), Vec::new());
@@ -128,7 +134,7 @@ pub fn greet<'s>(shared: &'s Shared, stream: &Arc<Stream>) -> Result<Option<Gree
         keep_ms: options.keep.map(millis),
     });
     let reply_payload = reply.payload()?;
-    let said = Greeting::new(hello.nonce, nonce, hello_payload, &reply_payload);
+    let said = Greeting::new(hello.nonce, nonce, hello_payload, &reply_payload, tls);
     writer.write_frame(&header.reply(), 0, &[&reply_payload])?;
     reader.set_sizes(sizes);
     writer.set_sizes(sizes);

@@ -22,6 +22,10 @@ const SERVER: &str = "extfuse remote 1: frames from the server";
 /// 32 random bytes that are never used again.
 pub type Nonce = [u8; 32];
 
+/// What only the two ends of one TLS connection know: its exporter of 32 bytes for "EXPORTER-Channel-Binding"
+/// (RFC 9266).
+pub type Binding = [u8; 32];
+
 /// What both ends know, and nobody else.
 #[derive(Clone)]
 pub struct Token(Box<[u8]>);
@@ -56,13 +60,14 @@ pub struct Greeting {
 }
 
 impl Greeting {
-    /// The nonces of HELLO and its reply, and the payloads of both frames as they were on the wire.
+    /// The nonces of HELLO and its reply, and the payloads of both frames as they were on the wire; over TLS also
+    /// what it is bound to. Whoever ends one TLS connection and begins another cannot carry a proof over.
     #[must_use]
-    pub fn new(client: Nonce, server: Nonce, hello: &[u8], reply: &[u8]) -> Self {
+    pub fn new(client: Nonce, server: Nonce, hello: &[u8], reply: &[u8], tls: Option<&Binding>) -> Self {
         let mut said = Hasher::new();
-        for payload in [hello, reply] {
-            said.update(&(payload.len() as u64).to_le_bytes());
-            said.update(payload);
+        for part in [hello, reply].into_iter().chain(tls.map(|tls| &tls[..])) {
+            said.update(&(part.len() as u64).to_le_bytes());
+            said.update(part);
         }
         Self {
             client,
@@ -128,18 +133,26 @@ mod tests {
     }
 
     fn greeting() -> Greeting {
-        Greeting::new([1; 32], [2; 32], b"hello", b"reply")
+        Greeting::new([1; 32], [2; 32], b"hello", b"reply", None)
     }
 
     /// All that differ from [`greeting`] in one thing.
-    fn others() -> [Greeting; 6] {
+    fn others() -> [Greeting; 8] {
+        let tls = |last: u8| {
+            let mut binding = [4; 32];
+            binding[31] = last;
+            Greeting::new([1; 32], [2; 32], b"hello", b"reply", Some(&binding))
+        };
+        assert_ne!(tls(0), tls(1));
         [
-            Greeting::new([3; 32], [2; 32], b"hello", b"reply"),
-            Greeting::new([1; 32], [3; 32], b"hello", b"reply"),
-            Greeting::new([2; 32], [1; 32], b"hello", b"reply"),
-            Greeting::new([1; 32], [2; 32], b"hellO", b"reply"),
-            Greeting::new([1; 32], [2; 32], b"hello", b"replY"),
-            Greeting::new([1; 32], [2; 32], b"hellor", b"eply"),
+            Greeting::new([3; 32], [2; 32], b"hello", b"reply", None),
+            Greeting::new([1; 32], [3; 32], b"hello", b"reply", None),
+            Greeting::new([2; 32], [1; 32], b"hello", b"reply", None),
+            Greeting::new([1; 32], [2; 32], b"hellO", b"reply", None),
+            Greeting::new([1; 32], [2; 32], b"hello", b"replY", None),
+            Greeting::new([1; 32], [2; 32], b"hellor", b"eply", None),
+            tls(0),
+            tls(1),
         ]
     }
 
