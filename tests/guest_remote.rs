@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A directory that is served and mounted through the module.
 
+#[path = "common/certificates.rs"]
+mod certificates;
 mod common;
 #[path = "fsx/exerciser.rs"]
 mod exerciser;
@@ -12,6 +14,10 @@ mod guest;
 mod linear;
 #[path = "common/histories.rs"]
 mod players;
+#[path = "guest_remote/tls.rs"]
+mod tls;
+#[path = "common/tls_ends.rs"]
+mod tls_ends;
 #[path = "common/xattr.rs"]
 mod xattr;
 

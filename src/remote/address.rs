@@ -14,6 +14,8 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt};
 use nix::sys::time::TimeVal;
 
+use super::tls;
+
 /// What a Unix socket's address begins with.
 const UNIX: &str = "unix:";
 
@@ -175,6 +177,8 @@ fn connect_unix(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
 pub enum Stream {
     /// Over TCP.
     Tcp(TcpStream),
+    /// Over TCP, by TLS of the kernel.
+    Tls(TcpStream),
     /// Over a Unix socket.
     Unix(UnixStream),
 }
@@ -182,7 +186,7 @@ pub enum Stream {
 macro_rules! either {
     ($stream:expr, $inner:ident => $what:expr) => {
         match $stream {
-            Stream::Tcp($inner) => $what,
+            Stream::Tcp($inner) | Stream::Tls($inner) => $what,
             Stream::Unix($inner) => $what,
         }
     };
@@ -197,6 +201,7 @@ impl Stream {
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(match self {
             Self::Tcp(stream) => Self::Tcp(stream.try_clone()?),
+            Self::Tls(stream) => Self::Tls(stream.try_clone()?),
             Self::Unix(stream) => Self::Unix(stream.try_clone()?),
         })
     }
@@ -244,7 +249,7 @@ impl Stream {
     /// Those of setsockopt(2).
     pub fn set_nodelay(&self, nodelay: bool) -> io::Result<()> {
         match self {
-            Self::Tcp(stream) => stream.set_nodelay(nodelay),
+            Self::Tcp(stream) | Self::Tls(stream) => stream.set_nodelay(nodelay),
             Self::Unix(_) => Ok(()),
         }
     }
@@ -252,11 +257,17 @@ impl Stream {
 
 impl Read for &Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        either!(*self, stream => (&*stream).read(buffer))
+        match self {
+            Stream::Tls(stream) => tls::read(stream, &mut [IoSliceMut::new(buffer)]),
+            other => either!(*other, stream => (&*stream).read(buffer)),
+        }
     }
 
     fn read_vectored(&mut self, buffers: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
-        either!(*self, stream => (&*stream).read_vectored(buffers))
+        match self {
+            Stream::Tls(stream) => tls::read(stream, buffers),
+            other => either!(*other, stream => (&*stream).read_vectored(buffers)),
+        }
     }
 }
 

@@ -399,9 +399,8 @@ fn converse(mut place: Place, line: &Arc<Stream>) {
     match tls.map(|tls| Secured::accept(&tls, line, deadline)).transpose() {
         Ok(None) => talk(&mut place, line, None, deadline),
         Ok(Some(secured)) => {
-            let stream = secured.stream.map(Arc::new);
-            let stream = stream.as_ref().unwrap_or(line);
-            talk(&mut place, stream, Some(&secured.binding), deadline);
+            let stream = Arc::new(secured.stream);
+            talk(&mut place, &stream, Some(&secured.binding), deadline);
             // What it was told last is on its way before its place is another's.
             if let Some(pump) = secured.pump {
                 pump.join();

@@ -21,6 +21,7 @@ use rustls::pki_types::pem;
 use rustls::{ClientConnection, Connection, ServerConnection};
 
 pub use self::config::{ClientTls, ServerTls};
+pub(super) use self::kernel::read;
 use super::Stream;
 use super::wire::auth::Binding;
 
@@ -83,9 +84,9 @@ impl TlsError {
 /// A stream under TLS.
 #[derive(Debug)]
 pub(super) struct Secured {
-    /// The end to use in the place of the socket, unless the kernel does the work.
-    pub stream: Option<Stream>,
-    /// What carries the bytes between that end and the socket.
+    /// What to use in the place of the socket.
+    pub stream: Stream,
+    /// What carries the bytes between the two, unless the kernel does the work.
     pub pump: Option<Pump>,
     /// What only the two ends of this TLS connection know.
     pub binding: Binding,
@@ -97,13 +98,12 @@ impl Secured {
         let (stream, pump) = match line {
             Stream::Tcp(socket) if kernel::is_able() => {
                 tracing::info!("TLS by the kernel");
-                kernel::hand_over(tls, socket)?;
-                (None, None)
+                (kernel::hand_over(tls, socket)?, None)
             }
             _ => {
                 tracing::info!("TLS in user space: the kernel has none (modprobe tls)");
                 let (stream, pump) = pump::start(tls, line.try_clone()?, LINGER)?;
-                (Some(stream), Some(Pump(pump)))
+                (stream, Some(Pump(pump)))
             }
         };
         Ok(Self {

@@ -3,10 +3,12 @@
 //! directions encrypts what is written to it and checks what is read from it. ChaCha20-Poly1305 only.
 
 use std::fmt;
-use std::os::fd::AsFd;
+use std::io::IoSliceMut;
+use std::os::fd::{AsFd, AsRawFd};
 
-use nix::sys::socket::setsockopt;
+use nix::cmsg_space;
 use nix::sys::socket::sockopt::{TcpTlsRx, TcpTlsTx, TcpUlp, TlsCryptoInfo};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, TlsGetRecordType, recvmsg, setsockopt};
 
 /// What protects the records of one direction from a record on.
 #[derive(Clone)]
@@ -43,7 +45,7 @@ impl From<&Key> for TlsCryptoInfo {
 /// Gives the keys to a socket that is connected: from here on it writes and reads what is in the records. Bytes that
 /// have arrived and were not read yet are records of `receive`.
 ///
-/// What is no application data (an alert, say) makes a read fail with `EIO`, what was changed on the way with `EBADMSG`.
+/// A read by other means than [`receive`] fails with `EIO` when what comes is no application data.
 ///
 /// # Errors
 ///
@@ -53,4 +55,37 @@ pub fn offload(socket: &impl AsFd, transmit: &Key, receive: &Key) -> nix::Result
     setsockopt(socket, TcpUlp::default(), b"tls")?;
     setsockopt(socket, TcpTlsTx, &transmit.into())?;
     setsockopt(socket, TcpTlsRx, &receive.into())
+}
+
+/// What a [`receive`] has read, all of it of one type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// So many bytes; none if the stream has ended.
+    Data(usize),
+    /// So many bytes of an alert: its level, and what it says.
+    Alert(usize),
+    /// Anything else: the handshake goes on, which the kernel does not understand.
+    Other(TlsGetRecordType),
+}
+
+/// Reads from a socket that has keys.
+///
+/// # Errors
+///
+/// Those of recvmsg(2); `EBADMSG` if it was changed on the way, `EMSGSIZE` and `EINVAL` if it was never a record.
+pub fn receive(socket: &impl AsFd, buffers: &mut [IoSliceMut<'_>]) -> nix::Result<Record> {
+    let mut space = cmsg_space!(TlsGetRecordType);
+    let descriptor = socket.as_fd().as_raw_fd();
+    let message = recvmsg::<()>(descriptor, buffers, Some(&mut space), MsgFlags::empty())?;
+    let bytes = message.bytes;
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::TlsGetRecordType(kind) = control {
+            return Ok(match kind {
+                TlsGetRecordType::ApplicationData => Record::Data(bytes),
+                TlsGetRecordType::Alert => Record::Alert(bytes),
+                kind => Record::Other(kind),
+            });
+        }
+    }
+    Ok(Record::Data(bytes))
 }

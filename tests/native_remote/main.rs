@@ -10,6 +10,8 @@ mod common;
 mod exerciser;
 mod joined;
 mod tls;
+#[path = "../common/tls_ends.rs"]
+mod tls_ends;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};

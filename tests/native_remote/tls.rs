@@ -16,17 +16,16 @@ use extfuse::remote::client::{About, ConnectError, Connection, Disconnected, Tar
 use extfuse::remote::server::Options;
 use extfuse::remote::tls::{ClientTls, ServerTls};
 use extfuse::remote::wire::auth::Token;
-use extfuse::remote::wire::message::{Hello, Lookup, Open, Read as ReadRequest, Versions, Wanted};
-use extfuse::remote::wire::{self, FrameWriter, Header, Reply, Request, Side, Sizes};
+use extfuse::remote::wire::message::{Lookup, Open, Read as ReadRequest};
+use extfuse::remote::wire::{self, FrameWriter, Header, Reply, Request, Side};
 use nix::sys::signal::Signal;
 use parking_lot::Mutex;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned};
+use rustls::{ClientConnection, StreamOwned};
 
 use crate::certificates::{Authority, Identity};
 use crate::clients::{Inside, is_closed};
 use crate::common::{EXTFUSE, PATIENCE, Scratch, eventually, extfuse, one_line};
+use crate::tls_ends::{self, hello};
 use crate::{Served, TOKEN, mount, text, token_file};
 
 /// One who signs, and a server's certificate.
@@ -101,32 +100,12 @@ impl Scene {
 
     /// A client that does not need our code for TLS.
     fn client(&self, socket: TcpStream) -> StreamOwned<ClientConnection, TcpStream> {
-        let mut roots = RootCertStore::empty();
-        let certificate = CertificateDer::from_pem_file(&self.authority.own.certificate).unwrap();
-        roots.add(certificate).unwrap();
-        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let name = "127.0.0.1".try_into().unwrap();
-        StreamOwned::new(ClientConnection::new(Arc::new(config), name).unwrap(), socket)
+        tls_ends::client(&self.authority, socket)
     }
 }
 
 fn connect(address: &str) -> TcpStream {
     TcpStream::connect(address).unwrap()
-}
-
-fn hello() -> Request<'static> {
-    Request::Hello(Hello {
-        versions: Versions { min: 1, max: 1 },
-        sizes: Sizes::default(),
-        nonce: [1; 32],
-        export: wire::Export::new("").unwrap(),
-        session: Wanted::New,
-        keeps: false,
-    })
 }
 
 /// Between a client and a server at `server`: hands on what comes, as `change` leaves it, which is told the direction (to
@@ -355,21 +334,12 @@ fn the_token_is_wanted_over_tls_too() {
 /// Somebody whom the client believes, and who is not the server: reads and hands on all that is said.
 fn impostor(scene: &Scene, server: String) -> String {
     let identity = scene.authority.of("impostor", "127.0.0.1");
-    let certificate = CertificateDer::from_pem_file(&identity.certificate).unwrap();
-    let key = PrivateKeyDer::from_pem_file(&identity.key).unwrap();
-    let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate], key)
-        .unwrap();
-    let config = Arc::new(config);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let to_server = scene.client(connect(&server));
     thread::spawn(move || {
         let client = listener.accept().unwrap().0;
-        let mut client = StreamOwned::new(ServerConnection::new(config).unwrap(), client);
+        let mut client = tls_ends::server(&identity, client);
         let mut server = to_server;
         for socket in [&client.sock, &server.sock] {
             socket.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
@@ -452,6 +422,14 @@ fn whoever_says_half_a_handshake_or_trickles_is_sent_away_in_time() {
     // Less than that of the trickling ones alone would be.
     assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
     Connection::open(&scene.target(&server)).unwrap();
+}
+
+#[test]
+fn what_is_no_data_keeps_nobody_waiting() {
+    let scene = Scene::new();
+    let server = scene.inside(Options::default());
+    tls_ends::server_hears_what_is_no_data(&scene.authority, &server.address.to_string());
+    tls_ends::client_hears_what_is_no_data(&scene.authority, &scene.server);
 }
 
 #[test]

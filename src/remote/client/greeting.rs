@@ -201,7 +201,9 @@ fn from_wire(error: WireError, timeout: Duration) -> ConnectError {
         WireError::Idle => ConnectError::Timeout(timeout),
         WireError::Io(error) => match error.kind() {
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => ConnectError::Timeout(timeout),
-            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => ConnectError::Closed,
+            io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted | io::ErrorKind::BrokenPipe => {
+                ConnectError::Closed
+            }
             _ => ConnectError::Wire(error.into()),
         },
         error => ConnectError::Wire(error),
@@ -233,12 +235,8 @@ pub(super) fn greet(
 ) -> Result<Greeted, ConnectError> {
     let greeted = greet_in_frames(stream, target, session, tls, deadline);
     greeted.map_err(|error| match &error {
-        // A client's certificate is judged when the handshake is over for the client. The kernel has no other name for
-        // the alert that says so.
+        // A client's certificate is judged when the handshake is over for the client.
         ConnectError::Closed if tls.is_some() => ConnectError::ClosedTls,
-        ConnectError::Wire(WireError::Io(io)) if tls.is_some() && io.raw_os_error() == Some(libc::EIO) => {
-            ConnectError::ClosedTls
-        }
         _ => error,
     })
 }

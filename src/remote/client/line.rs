@@ -61,9 +61,11 @@ pub(super) fn dial(target: &Target, session: Wanted) -> Result<Dialed, ConnectEr
     })?;
     let deadline = Instant::now() + timeout;
     let secured = secure(&stream, target, deadline)?;
-    let binding = secured.as_ref().map(|secured| secured.binding);
-    // What carries the bytes ends with the stream, however that ends.
-    let stream = secured.and_then(|secured| secured.stream).unwrap_or(stream);
+    let (stream, binding) = match secured {
+        // What may carry its bytes ends with it, however that ends.
+        Some(secured) => (secured.stream, Some(secured.binding)),
+        None => (stream, None),
+    };
     let asked = boot_time();
     let greeted = greet(&stream, target, session, binding.as_ref(), deadline)?;
     let system = ConnectError::System;

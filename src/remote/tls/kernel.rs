@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The kernel's TLS.
 
-use std::io;
+use std::io::{self, ErrorKind, IoSliceMut};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::OnceLock;
 
 use nix::errno::Errno;
-use rustls::{Connection, ConnectionTrafficSecrets};
+use rustls::{AlertDescription, Connection, ConnectionTrafficSecrets};
 
 use super::TlsError;
-use crate::sys::tls::{Key, offload};
+use crate::remote::Stream;
+use crate::sys::tls::{Key, Record, offload, receive};
 
 /// Whether the kernel takes keys. It is tried out once, on a connection of this process with itself: one that
 /// has taken those of one direction only would be of no use to anybody.
@@ -35,8 +36,8 @@ fn probe() -> io::Result<()> {
     Ok(offload(&socket, &key, &key)?)
 }
 
-/// Gives it the keys.
-pub(super) fn hand_over(tls: Connection, socket: &TcpStream) -> Result<(), TlsError> {
+/// Gives it the keys. What to use from here on.
+pub(super) fn hand_over(tls: Connection, socket: &TcpStream) -> Result<Stream, TlsError> {
     let secrets = tls.dangerous_extract_secrets()?;
     let key = |(sequence, secrets)| match secrets {
         ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => Some(Key {
@@ -52,5 +53,31 @@ pub(super) fn hand_over(tls: Connection, socket: &TcpStream) -> Result<(), TlsEr
     offload(socket, &transmit, &receive).map_err(|errno| match errno {
         Errno::ENOTCONN => TlsError::Closed,
         errno => TlsError::Kernel(errno),
-    })
+    })?;
+    Ok(Stream::Tls(socket.try_clone()?))
+}
+
+/// Reads what the kernel has decrypted. That the other end says no more is the end; of a handshake that it goes on with
+/// (new keys, say) the kernel understands nothing, so that is an error, as any other alert is.
+pub(in crate::remote) fn read(socket: &TcpStream, buffers: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+    match receive(socket, buffers)? {
+        Record::Data(bytes) => Ok(bytes),
+        Record::Alert(2..) => match alert(buffers) {
+            AlertDescription::CloseNotify => Ok(0),
+            other => Err(io::Error::new(
+                ErrorKind::ConnectionAborted,
+                format!("the other end has given up TLS: {other:?}"),
+            )),
+        },
+        other => Err(io::Error::new(
+            ErrorKind::InvalidData,
+            format!("a TLS record that is no data, {other:?}: neither end may change the keys"),
+        )),
+    }
+}
+
+/// What an alert says: its second byte.
+fn alert(buffers: &[IoSliceMut<'_>]) -> AlertDescription {
+    let mut bytes = buffers.iter().flat_map(|buffer| buffer.iter());
+    bytes.nth(1).copied().unwrap_or_default().into()
 }

@@ -229,7 +229,10 @@ impl Pump {
     /// From the local end to the line.
     fn take(&mut self) -> Result<(), TlsError> {
         match self.local.read(&mut self.piece) {
-            Ok(0) => self.local_ended = true,
+            Ok(0) => {
+                self.local_ended = true;
+                self.tls.send_close_notify();
+            }
             Ok(read) => {
                 let said = self.piece.get(..read).unwrap_or_default();
                 self.tls.writer().write_all(said)?;
