@@ -43,7 +43,18 @@ pub enum TlsError {
     /// A file without a certificate.
     #[error("{}: there is no certificate in it (PEM)", .0.display())]
     NoCertificate(PathBuf),
-    /// Certificates or a key that are of no use, or do not belong together.
+    /// A file without a private key.
+    #[error("{}: there is no private key in it (PEM)", .0.display())]
+    NoKey(PathBuf),
+    /// A certificate and a key that do not belong together.
+    #[error("{}: the certificate there is not for the key in {}", certificate.display(), key.display())]
+    NotItsKey {
+        /// Where the certificate is.
+        certificate: PathBuf,
+        /// Where the key is.
+        key: PathBuf,
+    },
+    /// Certificates or a key that are of no use.
     #[error("{}: {error}", file.display())]
     Unfit {
         /// Where they are.

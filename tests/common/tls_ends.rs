@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use extfuse::remote::client::{ConnectError, Connection, Disconnected, Target};
 use extfuse::remote::tls::ClientTls;
-use extfuse::remote::wire::message::{Empty, Hello, HelloReply, SessionId, Versions};
+use extfuse::remote::wire::message::{Empty, Hello, HelloReply, SessionId, Versions, Wanted};
 use extfuse::remote::wire::{Export, FrameReader, FrameWriter, Header, Reply, Request, Side, Sizes, VERSION};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -73,7 +73,7 @@ pub fn hello() -> Request<'static> {
         sizes: Sizes::default(),
         nonce: [1; 32],
         export: Export::new("").unwrap(),
-        session: extfuse::remote::wire::message::Wanted::New,
+        session: Wanted::New,
         keeps: false,
     })
 }

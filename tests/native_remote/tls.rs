@@ -769,9 +769,10 @@ fn what_makes_no_sense_with_tls_is_refused_and_what_does_is_not() {
     );
     let other = scene.authority.of("another", "127.0.0.1");
     for (key, why) in [
-        (text(&other.key), "server.pem"),
-        (certificate, "server.pem"),
-        ("/nonexistent", "/nonexistent"),
+        (text(&other.key), "server.pem: the certificate there is not for"),
+        (text(&other.key), text(&other.key)),
+        (certificate, "server.pem: there is no private key in it"),
+        ("/nonexistent", "/nonexistent: I/O error: No such file"),
     ] {
         let error = one_line(
             1,
@@ -828,6 +829,49 @@ fn what_makes_no_sense_with_tls_is_refused_and_what_does_is_not() {
         error.contains("cannot connect") && start.elapsed() < PATIENCE,
         "{error}"
     );
+}
+
+#[test]
+fn the_certificates_that_are_made_as_documented_are_good() {
+    let scene = Scene::new();
+    let folder = scene.scratch.path();
+    if let Err(error) = Command::new("openssl").arg("version").output() {
+        println!("skipped: there is no openssl here: {error}");
+        return;
+    }
+    let page = include_str!("../../docs/certificates.md");
+    let blocks = page.split("```sh\n").skip(1);
+    let blocks = blocks.map(|rest| rest.split_once("```").unwrap().0);
+    let script: String = blocks.filter(|block| block.contains("openssl")).collect();
+    let made = Command::new("sh")
+        .args(["-euc", &script])
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let file = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let names = ["ca.pem", "client.pem", "client.key", "self.pem"];
+    let [ca, client, client_key, own] = names.map(file);
+    let identity = |name: &str| Identity {
+        certificate: folder.join(format!("{name}.pem")),
+        key: folder.join(format!("{name}.key")),
+    };
+    let served = scene.serve(&identity("server"), &["--tls-client-ca", &ca]);
+    let error = scene.refused(&served, &["--tls", "--tls-ca", &ca]);
+    assert!(error.contains("certificate"), "{error}");
+    let all = [
+        "--tls",
+        "--tls-ca",
+        &ca,
+        "--tls-cert",
+        &client,
+        "--tls-key",
+        &client_key,
+    ];
+    drop(mount(&served.url(), &scene.scratch, &all));
+    let served = scene.serve(&identity("self"), &[]);
+    let all = ["--tls", "--tls-ca", &own, "--tls-name", "files.example"];
+    drop(mount(&served.url(), &scene.scratch, &all));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
 use rustls::version::TLS13;
@@ -44,10 +44,27 @@ fn key(file: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
             file.display()
         );
     }
-    PrivateKeyDer::from_pem_file(file).map_err(|error| TlsError::Pem {
-        file: file.to_owned(),
-        error,
+    PrivateKeyDer::from_pem_file(file).map_err(|error| match error {
+        pem::Error::NoItemsFound => TlsError::NoKey(file.to_owned()),
+        error => TlsError::Pem {
+            file: file.to_owned(),
+            error,
+        },
     })
+}
+
+/// Why a certificate does not go with its key.
+fn unfit(certificate: &Path, key: &Path, error: rustls::Error) -> TlsError {
+    match error {
+        rustls::Error::InconsistentKeys(_) => TlsError::NotItsKey {
+            certificate: certificate.to_owned(),
+            key: key.to_owned(),
+        },
+        error => TlsError::Unfit {
+            file: certificate.to_owned(),
+            error,
+        },
+    }
 }
 
 fn roots(file: &Path) -> Result<Arc<RootCertStore>, TlsError> {
@@ -88,10 +105,7 @@ impl ServerTls {
             }
         };
         let config = builder.with_single_cert(certificates(certificate)?, key(private)?);
-        let mut config = config.map_err(|error| TlsError::Unfit {
-            file: certificate.to_owned(),
-            error,
-        })?;
+        let mut config = config.map_err(|error| unfit(certificate, private, error))?;
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.enable_secret_extraction = true;
@@ -126,10 +140,7 @@ impl ClientTls {
             None => builder.with_no_client_auth(),
             Some((certificate, private)) => {
                 let config = builder.with_client_auth_cert(certificates(certificate)?, key(private)?);
-                config.map_err(|error| TlsError::Unfit {
-                    file: certificate.to_owned(),
-                    error,
-                })?
+                config.map_err(|error| unfit(certificate, private, error))?
             }
         };
         config.resumption = Resumption::disabled();
