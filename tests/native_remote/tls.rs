@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 use extfuse::remote::client::{About, ConnectError, Connection, Disconnected, Target};
 use extfuse::remote::server::Options;
 use extfuse::remote::tls::{ClientTls, ServerTls};
-use extfuse::remote::wire::auth::Token;
-use extfuse::remote::wire::message::{Lookup, Open, Read as ReadRequest};
-use extfuse::remote::wire::{self, FrameWriter, Header, Reply, Request, Side};
+use extfuse::remote::wire::auth::{Greeting, Token, proof};
+use extfuse::remote::wire::message::{Lookup, Open, Proof, Read as ReadRequest};
+use extfuse::remote::wire::{self, FrameReader, FrameWriter, Header, Reply, Request, Side};
 use nix::sys::signal::Signal;
 use parking_lot::Mutex;
 use rustls::{ClientConnection, StreamOwned};
@@ -117,6 +117,8 @@ fn between(server: String, change: impl Fn(bool, usize, &mut [u8]) + Send + Sync
     thread::spawn(move || {
         for client in listener.incoming() {
             let (client, server) = (client.unwrap(), connect(&server));
+            client.set_nodelay(true).unwrap();
+            server.set_nodelay(true).unwrap();
             for to_server in [true, false] {
                 let (mut from, mut to) = match to_server {
                     true => (client.try_clone().unwrap(), server.try_clone().unwrap()),
@@ -382,6 +384,48 @@ fn a_token_is_of_no_use_to_somebody_between() {
     let address = impostor(&scene, direct);
     let error = Connection::open(&target(&inside, &address, Some(token))).unwrap_err();
     assert!(matches!(error, ConnectError::TokenRefused), "{error}");
+}
+
+/// As documented, by one that does TLS itself.
+#[test]
+fn what_a_token_proves_is_bound_to_the_exporter() {
+    let scene = Scene::new();
+    let token = Token::new(TOKEN).unwrap();
+    let server = scene.inside(Options {
+        token: Some(token.clone()),
+        ..Options::default()
+    });
+    let labels: [(&[u8], u32); 2] = [
+        (b"EXPORTER-Channel-Binding", 0),
+        (b"EXPORTER-Channel-Bindung", libc::EACCES as u32),
+    ];
+    for (label, status) in labels {
+        let mut client = scene.client(server.connect());
+        let hello = hello();
+        let said = hello.payload().unwrap().into_owned();
+        FrameWriter::new(&mut client, Side::Client)
+            .write_frame(&Header::request(hello.kind(), 1), 0, &[&said])
+            .unwrap();
+        let mut buffer = Vec::new();
+        let answer = FrameReader::new(&mut client, Side::Server).read_frame(&mut buffer);
+        let answer = answer.unwrap().unwrap();
+        let Ok(Reply::Hello(reply)) = Reply::decode(&answer.header, answer.payload) else {
+            panic!("{answer:?}")
+        };
+        let exporter = client.conn.export_keying_material([0; 32], label, None).unwrap();
+        let greeting = Greeting::new([1; 32], reply.nonce, &said, answer.payload, Some(&exporter));
+        let request = Request::Authenticate(Proof(proof(&token, Side::Client, &greeting).into()));
+        FrameWriter::new(&mut client, Side::Client)
+            .write_frame(
+                &Header::request(request.kind(), 2),
+                0,
+                &[&request.payload().unwrap()],
+            )
+            .unwrap();
+        let mut buffer = Vec::new();
+        let answer = FrameReader::new(&mut client, Side::Server).read_frame(&mut buffer);
+        assert_eq!(answer.unwrap().unwrap().header.status, status);
+    }
 }
 
 #[test]
@@ -654,6 +698,7 @@ fn a_client_under_tls_that_hardly_reads_is_sent_away() {
     });
     let target = Target {
         address: relay.parse().unwrap(),
+        timeout: Duration::from_secs(4),
         ..scene.target(&server)
     };
     let connection = Arc::new(Connection::open(&target).unwrap());
