@@ -143,8 +143,8 @@ fn between(server: String, change: impl Fn(bool, usize, &mut [u8]) + Send + Sync
     address
 }
 
-/// Reads the file; errors are the connection's.
-fn read_file(connection: &Connection) -> Result<Vec<u8>, nix::errno::Errno> {
+/// Opens the file; errors are the connection's.
+fn open_file(connection: &Connection) -> Result<About, nix::errno::Errno> {
     let at = |node, handle| About {
         node,
         handle,
@@ -160,8 +160,16 @@ fn read_file(connection: &Connection) -> Result<Vec<u8>, nix::errno::Errno> {
     let Ok(Reply::Open(opened)) = answer.reply() else {
         panic!("{answer:?}")
     };
+    Ok(at(entry.node, opened.handle))
+}
+
+fn read_open(connection: &Connection, file: &About) -> Result<Vec<u8>, nix::errno::Errno> {
     let read = Request::Read(ReadRequest { size: 1 << 20 });
-    Ok(connection.call(&at(entry.node, opened.handle), &read)?.payload)
+    Ok(connection.call(file, &read)?.payload)
+}
+
+fn read_file(connection: &Connection) -> Result<Vec<u8>, nix::errno::Errno> {
+    read_open(connection, &open_file(connection)?)
 }
 
 #[test]
@@ -698,26 +706,30 @@ fn a_client_under_tls_that_hardly_reads_is_sent_away() {
     });
     let target = Target {
         address: relay.parse().unwrap(),
-        timeout: Duration::from_secs(4),
+        timeout: PATIENCE,
         ..scene.target(&server)
     };
     let connection = Arc::new(Connection::open(&target).unwrap());
-    assert_eq!(read_file(&connection).unwrap().len(), 1 << 20);
+    let file = open_file(&connection).unwrap();
+    assert_eq!(read_open(&connection, &file).unwrap().len(), 1 << 20);
     let before = threads("extfuse-tls");
     stop.store(true, Ordering::Relaxed);
-    let readers: Vec<_> = (0..16)
+    let start = Instant::now();
+    // More than all buffers on the way hold.
+    let readers: Vec<_> = (0..24)
         .map(|_| {
             let connection = Arc::clone(&connection);
-            thread::spawn(move || read_file(&connection).unwrap_err())
+            thread::spawn(move || read_open(&connection, &file))
         })
         .collect();
     // The server's thread of two, though what it has for the client never leaves.
     eventually(|| threads("extfuse-tls") < before);
+    // The client would have waited for longer.
+    assert!(start.elapsed() < PATIENCE / 2, "{:?}", start.elapsed());
     assert!(stopped.load(Ordering::Relaxed) > 0);
     stop.store(false, Ordering::Relaxed);
-    for reader in readers {
-        reader.join().unwrap();
-    }
+    let read = readers.into_iter().map(|reader| reader.join().unwrap());
+    assert!(read.filter(Result::is_err).count() > 0);
 }
 
 /// Threads of this process that are called so.

@@ -81,7 +81,7 @@ impl Answer {
 ///
 /// Over TLS that the kernel does not do, a third thread carries the bytes.
 ///
-/// Dropping it says GOODBYE, waits a second at most, and ends its threads.
+/// Dropping it says GOODBYE, waits a second at most, with that thread two, and ends its threads.
 #[derive(Debug)]
 pub struct Connection {
     shared: Arc<Shared>,
@@ -224,6 +224,7 @@ impl Drop for Connection {
         let reader_is_waited_for = match shared.current() {
             Some(line) => {
                 shared.fail(&line, &Break::Closed);
+                line.join();
                 true
             }
             // It may be about to connect to who does not answer, and ends by itself.

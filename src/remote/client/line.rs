@@ -12,6 +12,7 @@ use super::epoch::Epoch;
 use super::greeting::{ConnectError, Target, greet, secure};
 use crate::ebpf::boot_time;
 use crate::remote::Stream;
+use crate::remote::tls::Pump;
 use crate::remote::wire::message::{HelloReply, Wanted};
 use crate::remote::wire::{FrameReader, FrameWriter, Header, SessionKey, Side, Sizes};
 
@@ -32,6 +33,8 @@ pub(super) struct Line {
     /// To shut it down, whoever is just using it.
     stream: Stream,
     writer: Mutex<Writer>,
+    /// What carries its bytes, if it is TLS that the kernel does not do.
+    pump: Mutex<Option<Pump>>,
     timeout: Duration,
 }
 
@@ -49,6 +52,7 @@ pub(super) struct Dialed {
     receiving: Stream,
     sending: Stream,
     key: Option<SessionKey>,
+    pump: Option<Pump>,
 }
 
 /// Connects, with TLS if the server is to speak it, agrees on what is spoken, and proves to have the token.
@@ -61,10 +65,10 @@ pub(super) fn dial(target: &Target, session: Wanted) -> Result<Dialed, ConnectEr
     })?;
     let deadline = Instant::now() + timeout;
     let secured = secure(&stream, target, deadline)?;
-    let (stream, binding) = match secured {
-        // What may carry its bytes ends with it, however that ends.
-        Some(secured) => (secured.stream, Some(secured.binding)),
-        None => (stream, None),
+    let (stream, pump, binding) = match secured {
+        // A pump ends with the stream, however that ends.
+        Some(secured) => (secured.stream, secured.pump, Some(secured.binding)),
+        None => (stream, None, None),
     };
     let asked = boot_time();
     let greeted = greet(&stream, target, session, binding.as_ref(), deadline)?;
@@ -78,6 +82,7 @@ pub(super) fn dial(target: &Target, session: Wanted) -> Result<Dialed, ConnectEr
         sending: stream.try_clone().map_err(system)?,
         stream,
         key: greeted.key,
+        pump,
     })
 }
 
@@ -113,6 +118,7 @@ impl Dialed {
                 frames,
                 last: Instant::now(),
             }),
+            pump: Mutex::new(self.pump),
             timeout,
         };
         (line, reader)
@@ -188,5 +194,13 @@ impl Line {
     pub fn cut(&self) {
         // If it cannot be shut down, it is down.
         let _ = self.stream.shutdown();
+    }
+
+    /// Once it is cut: until nothing carries its bytes any more, a second at most.
+    pub fn join(&self) {
+        let pump = self.pump.lock().take();
+        if let Some(pump) = pump {
+            pump.join();
+        }
     }
 }
