@@ -22,6 +22,9 @@ prepare() {
 	build_calls --release
 }
 
+# What remote is measured beside, unpacked by setup.
+export EXTFUSE_PEERS=$target/peers
+
 # in_guest VM OPTION... -- ARGUMENT...: runs the program in the guest, over an ext4
 # in memory: waiting for a disk is no work, but a clock that counts instructions
 # (--icount) would count it.
@@ -40,6 +43,11 @@ in_guest() {
 		# What programs look up of users and zones, too.
 		mkdir /run/etc
 		cp -L /etc/{group,ld.so.cache,nsswitch.conf,passwd} /run/etc
+		cp -L /etc/netconfig /run/etc
+		# Whose rights a server takes for strangers: sshd is not installed.
+		grep -q ^sshd: /run/etc/passwd || echo sshd:x:100:65534::/run/sshd:/usr/sbin/nologin >>/run/etc/passwd
+		# No password, which is not to be locked out.
+		echo "root:*:20000:0:99999:7:::" >/run/etc/shadow
 		mount --bind /run/etc /etc
 		# And of what is in the root, most of which is not there.
 		mkdir /mnt/root

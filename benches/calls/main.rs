@@ -12,6 +12,7 @@ mod mounts;
 mod only;
 mod party;
 mod programs;
+mod remote;
 mod report;
 mod requests;
 mod scale;
@@ -61,6 +62,8 @@ enum Suite {
     Sections,
     /// 100 000 names invalidated while two readers look at them
     Storm,
+    /// A directory that a server has: extfuse, sshfs and NFS, and the directory itself
+    Remote,
     /// untar, find, git status, make...: what of them comes up to the daemon, by opcode
     Workloads,
 }
@@ -83,7 +86,7 @@ enum Action {
     Run {
         #[arg(value_enum, required = true)]
         suites: Vec<Suite>,
-        /// Only cases of this name, in which * stands for anything; may be repeated. Of `meta`, `data` and `sections`; of others: all
+        /// Only cases of this name, in which * stands for anything; may be repeated. Of `meta`, `data`, `sections` and `remote`; of others: all
         #[arg(long, value_name = "CASE")]
         only: Vec<String>,
         /// Where the tree is made and the mounts appear
@@ -273,6 +276,7 @@ fn table(rows: &[Row], markdown: bool) -> Result<()> {
         scale::aims(rows),
         trivial::aims(rows),
         sections::findings::aims(rows),
+        remote::aims(rows),
     ];
     for aim in aims.into_iter().flatten() {
         let verdict = if aim.met { "met" } else { "MISSED" };
@@ -336,7 +340,10 @@ fn run(suites: &[Suite], only: Only, base: PathBuf, smoke: bool) -> Result<Vec<R
         rows.append(&mut cpus::run(&bench.base, smoke)?);
     }
     if suites.contains(&Suite::Sections) {
-        rows.append(&mut sections::run(&bench.base, metric, only, smoke)?);
+        rows.append(&mut sections::run(&bench.base, metric, &only, smoke)?);
+    }
+    if suites.contains(&Suite::Remote) {
+        rows.append(&mut remote::run(&bench.base, metric, &only, smoke)?);
     }
     if suites.contains(&Suite::Storm) {
         rows.append(&mut storm::run(&bench.base, metric, smoke)?);

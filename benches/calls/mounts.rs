@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 /// The command whose mounts are measured.
-const EXTFUSE: &str = env!("CARGO_BIN_EXE_extfuse");
+pub const EXTFUSE: &str = env!("CARGO_BIN_EXE_extfuse");
 
 /// In which way the same directory is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

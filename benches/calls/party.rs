@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Write, stdin, stdout};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::unistd::Pid;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -46,6 +47,10 @@ impl Party {
         self.output.read_line(&mut line)?;
         ensure!(!line.is_empty(), "the {} ended", self.name);
         serde_json::from_str(&line).with_context(|| format!("the {} said: {line}", self.name))
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
     }
 
     /// What it says now.

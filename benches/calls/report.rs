@@ -83,27 +83,35 @@ pub fn of_suite(rows: &[Row], suite: &str) -> Vec<Row> {
     rows.iter().filter(|row| row.suite == suite).cloned().collect()
 }
 
-/// Is it no cost, but upcalls: all, or those of an opcode?
-fn counts_upcalls(row: &Row) -> bool {
-    row.metric.split('.').next() == Some("upcalls")
+/// The metric of what a server has of a cost, in the same unit.
+pub const SERVER: &str = "server";
+
+/// Is it a cost, and all of it? Not upcalls, all or those of an opcode, nor a server's share.
+fn is_cost(row: &Row) -> bool {
+    row.metric.split('.').next() != Some("upcalls") && row.metric != SERVER
 }
 
-/// What a cell of the table shows: the cost, with the upcalls in brackets where they were counted; or these alone.
+/// What a cell of the table shows: the cost, with the upcalls in brackets where they were counted, and what a server has
+/// of it behind a slash; or upcalls alone.
 fn cell(rows: &[Row], case: &str, variant: &str) -> String {
     let cost = rows
         .iter()
-        .find(|row| row.case == case && row.variant == variant && !counts_upcalls(row));
-    match (cost, value(rows, case, variant, "upcalls")) {
+        .find(|row| row.case == case && row.variant == variant && is_cost(row));
+    let shown = match (cost, value(rows, case, variant, "upcalls")) {
         (Some(cost), Some(upcalls)) => format!("{} ({})", grouped(cost.value), counted(upcalls)),
         (Some(cost), None) => grouped(cost.value),
         (None, Some(upcalls)) => grouped(upcalls),
         (None, None) => "-".into(),
+    };
+    match value(rows, case, variant, SERVER) {
+        Some(server) => format!("{shown} / {}", grouped(server)),
+        None => shown,
     }
 }
 
 /// What a line of the table is called: with its unit, where that is not instructions.
 fn label(rows: &[Row], case: &str) -> String {
-    match rows.iter().find(|row| row.case == case && !counts_upcalls(row)) {
+    match rows.iter().find(|row| row.case == case && is_cost(row)) {
         Some(row) if row.metric != "instructions" => format!("{case}, {}", row.unit),
         _ => case.into(),
     }

@@ -178,7 +178,7 @@ const STRETCH: usize = 24;
 struct Bench<'a> {
     base: &'a Path,
     metric: &'static str,
-    only: Only,
+    only: &'a Only,
     smoke: bool,
     server: Party,
     application: Application,
@@ -193,7 +193,7 @@ struct Place {
 }
 
 /// Rows ordered by case.
-pub fn run(base: &Path, metric: &'static str, only: Only, smoke: bool) -> Result<Vec<Row>> {
+pub fn run(base: &Path, metric: &'static str, only: &Only, smoke: bool) -> Result<Vec<Row>> {
     let socket = base.join("sections.socket");
     let arguments = ["sections-server", socket.to_str().context("not UTF-8")?];
     let (server, Listening { port }) = Party::start("server", &arguments)?;

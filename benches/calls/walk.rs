@@ -22,7 +22,7 @@ use crate::tree::{self, Paths, c_path};
 /// Files of a directory that are read in turn, or listed.
 const FILES: usize = 1000;
 /// Bytes of each.
-const SMALL: usize = 4096;
+pub const SMALL: usize = 4096;
 /// Bytes of entries that libc asks for in one call.
 const LISTING: usize = 32 << 10;
 
@@ -131,7 +131,7 @@ impl Case {
 const DIRECTORY: &str = "small";
 
 /// What cat(1) does with a file.
-fn cat(path: &CString, buffer: &mut [u8]) -> bool {
+pub fn cat(path: &CString, buffer: &mut [u8]) -> bool {
     let Ok(file) = open(path.as_c_str(), OFlag::O_RDONLY, Mode::empty()) else {
         return false;
     };
