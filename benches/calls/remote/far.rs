@@ -286,7 +286,7 @@ impl Server {
         ];
         succeed(peer("usr/sbin/rpc.nfsd")?.args(arguments).arg(NFSD_THREADS))?;
         let mountd = peer("usr/sbin/rpc.mountd")?
-            .args(["-F", "-N", "3", "-V", "4", "-u"])
+            .args(["-F", "-N", "2", "-N", "3", "-V", "4", "-u"])
             .spawn()
             .context("cannot start rpc.mountd")?;
         Ok(Self::Nfs { mountd, export })
