@@ -3,7 +3,6 @@
 //! there was nothing to do for anybody, and what of that the server has used.
 
 use std::fs;
-use std::ops::Add;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -16,17 +15,6 @@ pub struct Cost {
     pub total: f64,
     /// Of it, by the server's processes.
     pub server: f64,
-}
-
-impl Add for Cost {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        Self {
-            total: self.total + other.total,
-            server: self.server + other.server,
-        }
-    }
 }
 
 /// Whose share is looked at, and whether the clock goes on by what is executed.
