@@ -183,8 +183,8 @@ impl Far {
     }
 
     /// After the last mount is gone.
-    pub fn stop(self) -> Result<()> {
-        match self.server {
+    pub fn stop(mut self) -> Result<()> {
+        match self.server.take() {
             None => {}
             Some(Server::Extfuse { mut child, .. } | Server::Ssh { mut child, .. }) => {
                 kill(pid(&child), Signal::SIGTERM)?;
@@ -198,6 +198,18 @@ impl Far {
             }
         }
         Ok(())
+    }
+}
+
+impl Drop for Far {
+    fn drop(&mut self) {
+        use Server::{Extfuse, Nfs, Ssh};
+        // Of a run that has failed nobody is to be left.
+        if let Some(Extfuse { child, .. } | Ssh { child, .. } | Nfs { mountd: child, .. }) = &mut self.server
+            && let Err(error) = child.kill().and_then(|()| child.wait())
+        {
+            eprintln!("cannot clean up: {error}");
+        }
     }
 }
 
