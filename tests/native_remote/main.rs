@@ -543,7 +543,12 @@ fn when_the_server_is_started_again_the_mount_goes_on() {
 fn a_server_that_stalls_keeps_nobody_for_longer_than_the_timeout() {
     let (scratch, served, mounted) = both(&["--timeout", "2"]);
     scratch.write("file", "content");
+    scratch.write("large", &"content ".repeat(1 << 18));
     fs::metadata(mounted.join("file")).unwrap();
+    let large = File::open(mounted.join("large")).unwrap();
+    let mut part = vec![0; 128 << 10];
+    // Over a connection that is for data: what is ahead of it is read over others.
+    large.read_exact_at(&mut part, 0).unwrap();
     served.signal(Signal::SIGSTOP);
     let start = Instant::now();
     let readers: Vec<_> = (0..4)
@@ -552,8 +557,15 @@ fn a_server_that_stalls_keeps_nobody_for_longer_than_the_timeout() {
             thread::spawn(move || fs::metadata(path).unwrap_err().raw_os_error())
         })
         .collect();
-    for reader in readers {
-        let errno = reader.join().unwrap();
+    let errno = large
+        .read_exact_at(&mut part, 1 << 20)
+        .unwrap_err()
+        .raw_os_error();
+    for errno in readers
+        .into_iter()
+        .map(|reader| reader.join().unwrap())
+        .chain([errno])
+    {
         assert!(matches!(errno, Some(libc::EIO | libc::ETIMEDOUT)), "{errno:?}");
     }
     let took = start.elapsed();

@@ -4,11 +4,12 @@
 //!
 //! They have joined the session of the mount's own connection, and end with it. A READ has one to itself, so that its
 //! payload is where the module expects it, and nothing waits behind it. What goes wrong before
-//! a payload has begun costs nothing: the READ is asked over the mount's own connection then.
+//! a payload has begun costs nothing: the READ is asked over the mount's own connection then. Only one that the server owes for too
+//! long is given up.
 
 use std::time::{Duration, Instant};
 
-use fuser::ReplyData;
+use fuser::{Errno as FuseErrno, ReplyData};
 use nix::errno::Errno;
 use parking_lot::Mutex;
 use tracing::{debug, warn};
@@ -20,7 +21,7 @@ use super::greeting::Target;
 use super::line::{DataLine, dial};
 use super::questions::{ask_again, senseless};
 use crate::remote::wire::message::{Read, SessionId, Wanted};
-use crate::remote::wire::{Body, Flags, Header, Kind, Request};
+use crate::remote::wire::{Body, Flags, Header, Kind, Request, WireError};
 use crate::splice::{self, Channel, FuseBuf, FuseBufVec, Way};
 
 /// From how many bytes on a READ goes over a connection of its own: below, it is no faster.
@@ -28,6 +29,9 @@ pub(super) const FROM: u32 = splice::FILL_FROM as u32;
 
 /// How many there are at the same time, at most.
 const MOST: usize = 8;
+
+/// How long it may take to have one. Meanwhile a READ waits, which has another way.
+const CONNECTING: Duration = Duration::from_secs(3);
 
 /// After one could not be had, how long nobody tries again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -49,7 +53,9 @@ struct Pool {
 /// The connections for data of a mount.
 #[derive(Debug)]
 pub(super) struct Data {
-    target: Target,
+    /// Where the server is, and little patience: it is there already.
+    quickly: Target,
+    timeout: Duration,
     pool: Mutex<Pool>,
 }
 
@@ -91,8 +97,13 @@ pub(super) struct Question<'q> {
 
 impl Data {
     pub fn new(target: Target) -> Self {
+        let timeout = target.timeout;
         Self {
-            target,
+            quickly: Target {
+                timeout: timeout.min(CONNECTING),
+                ..target
+            },
+            timeout,
             pool: Mutex::default(),
         }
     }
@@ -116,8 +127,8 @@ impl Data {
         if let Some(idle) = idle {
             return Some((taken, idle.line, true));
         }
-        let line = dial(&self.target, Wanted::Joined(session))
-            .and_then(|dialed| dialed.into_data_line(self.target.timeout));
+        let line = dial(&self.quickly, Wanted::Joined(session))
+            .and_then(|dialed| dialed.into_data_line(self.timeout));
         match line {
             Ok(line) => Some((taken, line, false)),
             Err(error) => {
@@ -181,13 +192,19 @@ impl DataLine {
                 return (Outcome::Not(reply), false);
             }
             Err(errno) => {
-                reply.error(fuser::Errno::from_i32(errno as i32));
+                reply.error(FuseErrno::from_i32(errno as i32));
                 return (Outcome::Answered(Err(errno)), true);
             }
         };
         let arriving = match self.reader.read_header() {
             Ok(Some(arriving)) => arriving,
             Ok(None) => return (Outcome::Not(reply), false),
+            Err(WireError::Idle) => {
+                warn!("the server owes the answer to a READ");
+                shared.kept.not_to_be_kept(about, &request);
+                reply.error(FuseErrno::ETIMEDOUT);
+                return (Outcome::Answered(Err(Errno::ETIMEDOUT)), false);
+            }
             Err(error) => {
                 warn!(%error, "a connection for data is lost");
                 return (Outcome::Not(reply), false);
@@ -215,7 +232,7 @@ impl DataLine {
                 reply.data(&[]);
                 return (Outcome::Answered(Ok(())), true);
             };
-            reply.error(fuser::Errno::from_i32(errno as i32));
+            reply.error(FuseErrno::from_i32(errno as i32));
             return (Outcome::Answered(Err(errno)), true);
         }
         let section = FuseBuf::section(&self.socket, 0, header.length as usize, self.footer);
