@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The one that has the directory.
 //!
-//! Each connection is a session of its own: a [`Stack`] over the export, whose nodes and handles go with it, a
+//! Each client has a session: a [`Stack`] over the export, whose nodes and handles go with it, and a connection: a
 //! thread that takes requests off the stream, and as many as there are requests at a time, which answer them in
 //! any order. What a client can make the server hold is bounded: connections, requests in flight, bytes and time
 //! before it has proved that it has the token, time that it does not read or says nothing.
@@ -12,6 +12,7 @@
 //! request names a node that it was given before, or one component below it, and no link is followed.
 
 mod answers;
+mod done;
 mod grace;
 mod greeting;
 mod leases;
@@ -37,7 +38,7 @@ use self::grace::Grace;
 use self::greeting::Part;
 use self::leases::Leases;
 use self::listener::Listener;
-use self::sessions::Sessions;
+use self::sessions::{Common, Sessions};
 use super::tls::{Secured, ServerTls};
 use super::wire::auth::{Binding, Token};
 use super::wire::{Export as ExportName, Sizes};
@@ -241,7 +242,7 @@ impl Place {
         let known = live.strangers.remove(&self.number);
         match part {
             Part::Joined(_) => known,
-            Part::Own { .. } => {
+            Part::Own { .. } | Part::Resumed(_) => {
                 self.served = known && live.served < self.shared.options.connections;
                 live.served += usize::from(self.served);
                 self.served
@@ -331,6 +332,7 @@ impl Server {
     pub fn serve(self) -> Result<(), ServerError> {
         let end = self.accept();
         let forgotten = self.shared.leases.close(RECALL.min(self.shared.options.lease));
+        self.shared.sessions.close();
         let deadline = Instant::now() + self.shared.options.sending;
         let mut live = self.shared.live.lock();
         for stream in live.streams.values() {
@@ -394,30 +396,47 @@ impl Server {
 
 /// A connection, from its first byte to its last.
 fn converse(mut place: Place, line: &Arc<Stream>) {
-    let deadline = Instant::now() + place.shared.options.greeting;
-    let tls = place.shared.options.tls.clone();
-    match tls.map(|tls| Secured::accept(&tls, line, deadline)).transpose() {
+    let shared = Arc::clone(&place.shared);
+    let deadline = Instant::now() + shared.options.greeting;
+    let tls = shared.options.tls.clone();
+    let left = match tls.map(|tls| Secured::accept(&tls, line, deadline)).transpose() {
         Ok(None) => talk(&mut place, line, None, deadline),
         Ok(Some(secured)) => {
             let stream = Arc::new(secured.stream);
-            talk(&mut place, &stream, Some(&secured.binding), deadline);
+            let left = talk(&mut place, &stream, Some(&secured.binding), deadline);
             // What it was told last is on its way before its place is another's.
             if let Some(pump) = secured.pump {
                 pump.join();
             }
+            left
         }
-        Err(error) => tracing::info!("a client is not served: {error}"),
-    }
+        Err(error) => {
+            tracing::info!("a client is not served: {error}");
+            None
+        }
+    };
     let _ = line.shutdown();
+    drop(place);
+    if let Some(session) = left {
+        let options = &shared.options;
+        shared.sessions.wait(&session, options.lease, options.connections);
+    }
 }
 
-/// What is said in frames.
-fn talk(place: &mut Place, stream: &Arc<Stream>, tls: Option<&Binding>, deadline: Instant) {
+/// What is said in frames. A session that may be gone on with is left.
+fn talk(
+    place: &mut Place,
+    stream: &Arc<Stream>,
+    tls: Option<&Binding>,
+    deadline: Instant,
+) -> Option<Arc<Common>> {
     let shared = Arc::clone(&place.shared);
+    let mut left = None;
     match greeting::greet(&shared, stream, tls, deadline) {
         Ok(Some(greeted)) if place.is_served(&greeted.part) => {
-            if let Err(error) = session::serve(&shared, greeted, stream) {
-                tracing::warn!("a client is not served: {error}");
+            match session::serve(&shared, greeted, stream) {
+                Ok(session) => left = session,
+                Err(error) => tracing::warn!("a client is not served: {error}"),
             }
         }
         Ok(Some(_)) => tracing::warn!("a client is not served: there are too many"),
@@ -426,6 +445,7 @@ fn talk(place: &mut Place, stream: &Arc<Stream>, tls: Option<&Binding>, deadline
     }
     // A client that waits is told, though its own requests may still hold the stream.
     let _ = stream.shutdown();
+    left
 }
 
 /// Which export that is.

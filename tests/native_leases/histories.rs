@@ -3,117 +3,18 @@
 //! be what one copy would have shown.
 
 use std::collections::HashMap;
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
 
-use extfuse::remote::Address;
 use extfuse::remote::client::Target;
 use extfuse::remote::server::Options;
 use nix::errno::Errno;
 use tempfile::TempDir;
 
+use super::link::Link;
 use super::players::{Player, Random, plan, run};
 use super::{Client, Inside, ROOT};
-
-/// A line to a server, which may stand still or break.
-pub struct Link {
-    address: Address,
-    state: Arc<Line>,
-}
-
-#[derive(Default)]
-struct Line {
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct State {
-    held: bool,
-    over: bool,
-    streams: Vec<TcpStream>,
-}
-
-impl Link {
-    pub fn to(server: &Address) -> Self {
-        let Address::Tcp(server) = server.clone() else {
-            unreachable!()
-        };
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string().parse().unwrap();
-        let state = Arc::new(Line::default());
-        let line = Arc::clone(&state);
-        thread::spawn(move || {
-            for client in listener.incoming() {
-                let (Ok(client), false) = (client, line.state.lock().unwrap().over) else {
-                    return;
-                };
-                // A server that is not there takes nobody.
-                let Ok(server) = TcpStream::connect(&server) else {
-                    continue;
-                };
-                for (from, to) in [(&client, &server), (&server, &client)] {
-                    let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-                    let line = Arc::clone(&line);
-                    thread::spawn(move || line.pump(from, to));
-                }
-                line.state.lock().unwrap().streams.extend([client, server]);
-            }
-        });
-        Self { address, state }
-    }
-
-    pub fn address(&self) -> Address {
-        self.address.clone()
-    }
-
-    /// Nothing arrives any more, and nobody is told so.
-    pub fn hold(&self) {
-        self.state.state.lock().unwrap().held = true;
-    }
-
-    /// What was under way arrives.
-    pub fn go_on(&self) {
-        self.state.state.lock().unwrap().held = false;
-        self.state.changed.notify_all();
-    }
-
-    /// All connections break.
-    pub fn cut(&self) {
-        for stream in self.state.state.lock().unwrap().streams.drain(..) {
-            let _ = stream.shutdown(Shutdown::Both);
-        }
-    }
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.state.state.lock().unwrap().over = true;
-        self.go_on();
-        self.cut();
-        if let Address::Tcp(address) = &self.address {
-            let _ = TcpStream::connect(address);
-        }
-    }
-}
-
-impl Line {
-    fn pump(&self, mut from: TcpStream, mut to: TcpStream) {
-        let mut buffer = [0; 16 << 10];
-        while let Ok(n @ 1..) = from.read(&mut buffer) {
-            let held = |state: &mut State| state.held;
-            drop(self.changed.wait_while(self.state.lock().unwrap(), held).unwrap());
-            if to.write_all(&buffer[..n]).is_err() {
-                break;
-            }
-        }
-        let _ = to.shutdown(Shutdown::Both);
-        let _ = from.shutdown(Shutdown::Both);
-    }
-}
 
 const CLIENTS: usize = 3;
 const LEASE: Duration = Duration::from_millis(300);

@@ -6,8 +6,11 @@ mod histories;
 mod leases;
 #[path = "../common/linear.rs"]
 mod linear;
+#[path = "../common/link.rs"]
+mod link;
 #[path = "../common/histories.rs"]
 mod players;
+mod resumed;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -3,13 +3,14 @@
 
 use std::fs;
 use std::net::TcpStream;
+use std::time::{Duration, Instant};
 
 use extfuse::remote::server::Options;
 use extfuse::remote::wire::message::{
-    Data, Empty, Hello, Lookup, Open, Read, Release, SessionId, Versions, Wanted,
+    Data, Empty, Hello, Lookup, Open, Read, Release, SessionId, SetAttr, Versions, Wanted,
 };
 use extfuse::remote::wire::{
-    Export, FrameReader, FrameWriter, Header, Kind, Name, Reply, Request, Side, Sizes,
+    Export, Flags, FrameReader, FrameWriter, Header, Kind, Name, Reply, Request, Side, Sizes,
 };
 use nix::errno::Errno;
 
@@ -25,6 +26,11 @@ struct Line {
 impl Line {
     /// The connection, and what became of its greeting.
     fn greet(server: &Inside, session: Wanted) -> (Self, Result<SessionId, Errno>) {
+        Self::greet_and(server, session, false)
+    }
+
+    /// The same, of a client that keeps what it is told, or does not.
+    fn greet_and(server: &Inside, session: Wanted, keeps: bool) -> (Self, Result<SessionId, Errno>) {
         let mut line = Self {
             stream: server.connect(),
             next: 0,
@@ -35,7 +41,7 @@ impl Line {
             nonce: [1; 32],
             export: Export::new("").unwrap(),
             session,
-            keeps: false,
+            keeps,
         });
         let said = line.ask((0, 0), &hello).map(|(_, payload)| {
             let header = Header::request(Kind::Hello, 1).reply();
@@ -154,4 +160,60 @@ fn a_session_takes_so_many_connections_and_they_end_with_it() {
         assert!(is_closed(&line.stream));
     }
     eventually(|| join().1 == Err(Errno::ESTALE));
+}
+
+#[test]
+fn what_a_joined_connection_tells_a_client_that_is_about_to_go_on_may_not_be_kept() {
+    let scratch = Scratch::new();
+    fs::write(scratch.source().join("file"), "content").unwrap();
+    fs::write(scratch.source().join("other"), "content").unwrap();
+    let lease = Duration::from_secs(2);
+    let options = Options {
+        lease,
+        keep: None,
+        ..Options::default()
+    };
+    let server = Inside::start(&scratch.source(), options);
+    let keeping = |session| Line::greet_and(&server, session, true);
+    let (mut own, session) = keeping(Wanted::New);
+    let session = session.unwrap();
+    let file = own.open("file");
+    let (mut joined, its) = keeping(Wanted::Joined(session));
+    assert_eq!(its, Ok(session));
+    let kept = |joined: &mut Line| {
+        let (header, _) = joined.ask(file, &Request::Read(Read { size: 100 })).unwrap();
+        header.flags.contains(Flags::KEEP)
+    };
+    assert!(kept(&mut joined), "as things are");
+
+    // One who never says that he has heard of a change: it is not done before his lease is over.
+    let (mut deaf, _) = keeping(Wanted::New);
+    let (other, _) = deaf.open("other");
+    deaf.ask((other, 0), &Request::Getattr(Empty)).unwrap();
+    let (its_other, _) = own.open("other");
+    let truncate = Request::Setattr(SetAttr {
+        size: Some(0),
+        mode: None,
+        uid: None,
+        gid: None,
+        atime: None,
+        mtime: None,
+        handle: None,
+    });
+    let start = Instant::now();
+    own.send((its_other, 0), &truncate);
+    let mut payload = Vec::new();
+    let mut reader = FrameReader::new(&deaf.stream, Side::Server);
+    let told = reader.read_frame(&mut payload).unwrap().unwrap().header;
+    assert_eq!(told.kind, Kind::Invalidate);
+    // Its client goes on elsewhere meanwhile, and is told so.
+    let (mut again, its) = keeping(Wanted::Resumed(session));
+    assert_eq!(its, Ok(session));
+    assert!(!kept(&mut joined), "nobody would tell of a change");
+    assert!(start.elapsed() < lease / 2, "the change was too soon");
+    // Once it is done, all is as it was.
+    again.ask((1, 0), &Request::Getattr(Empty)).unwrap();
+    assert!(start.elapsed() > lease / 2);
+    assert_eq!(fs::metadata(scratch.source().join("other")).unwrap().len(), 0);
+    assert!(kept(&mut joined));
 }

@@ -9,6 +9,9 @@ mod common;
 #[path = "../fsx/exerciser.rs"]
 mod exerciser;
 mod joined;
+#[path = "../common/link.rs"]
+#[allow(dead_code, reason = "only breaking is of interest here")]
+mod link;
 mod tls;
 #[path = "../common/tls_ends.rs"]
 mod tls_ends;
@@ -25,6 +28,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use common::{EXTFUSE, Mounted, PATIENCE, Scratch, eventually, extfuse, one_line};
 use exerciser::{Mode, Run};
+use link::Link;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -580,4 +584,38 @@ fn a_server_that_is_told_to_end_ends_well() {
     served.signal(Signal::SIGTERM);
     assert!(served.child.wait().unwrap().success());
     assert_eq!(fs::read(scratch.source().join("file")).unwrap(), b"content");
+}
+
+#[test]
+fn files_stay_open_and_nothing_is_done_twice_though_the_line_breaks() {
+    let scratch = Scratch::new();
+    let served = Served::tcp(&scratch.source(), &[]);
+    let link = Link::to(&served.address.parse().unwrap());
+    let mounted = mount(&format!("extfuse://{}", link.address()), &scratch, &[]);
+    let mut log = OpenOptions::new()
+        .append(true)
+        .create_new(true)
+        .open(mounted.join("log"))
+        .unwrap();
+    let mut whole = String::new();
+    for round in 0..40 {
+        let line = format!("{round}\n");
+        whole += &line;
+        log.write_all(line.as_bytes()).unwrap();
+        let cutter = thread::scope(|scope| {
+            let cutter = scope.spawn(|| link.cut());
+            // Each fails if it is done twice, or not at all.
+            let (name, other) = (format!("made-{round}"), format!("moved-{round}"));
+            fs::create_dir(mounted.join(&name)).unwrap();
+            fs::rename(mounted.join(&name), mounted.join(&other)).unwrap();
+            fs::remove_dir(mounted.join(&other)).unwrap();
+            cutter.join()
+        });
+        cutter.unwrap();
+    }
+    log.sync_all().unwrap();
+    assert_eq!(fs::read_to_string(scratch.source().join("log")).unwrap(), whole);
+    assert_eq!(fs::read_to_string(mounted.join("log")).unwrap(), whole);
+    let remote = mounted.report().remote.unwrap();
+    assert!(remote.connected && remote.connections > 20, "{remote:?}");
 }

@@ -66,6 +66,14 @@ impl Duties {
         self.some.notify_one();
     }
 
+    /// These could not be sent.
+    fn forget_later(&self, forgotten: Vec<Forgotten>) {
+        let mut queue = self.queue.lock();
+        if !queue.over {
+            queue.forgotten.extend(forgotten);
+        }
+    }
+
     /// Nothing is sent any more.
     pub fn end(&self) {
         let mut queue = self.queue.lock();
@@ -140,11 +148,13 @@ fn round(shared: &Shared, line: &Line, ping: &mut Option<Ping>) {
     let due = ping.as_ref().map_or(Duration::MAX, |ping| {
         ping.deadline.saturating_duration_since(Instant::now())
     });
-    let Some((acknowledged, forgotten)) = shared.duties.wait((pause - idle).min(due)) else {
+    let Some((acknowledged, mut forgotten)) = shared.duties.wait((pause - idle).min(due)) else {
         return;
     };
     // Meanwhile there may be another line.
-    let Some(line) = shared.current() else { return };
+    let Some(line) = shared.current() else {
+        return shared.duties.forget_later(forgotten);
+    };
     // A server that has heard of the break asks for no more answers to what it said before.
     let of_this_line = acknowledged.into_iter().filter(|(of, _)| *of == line.number);
     for (_, request) in of_this_line {
@@ -152,21 +162,24 @@ fn round(shared: &Shared, line: &Line, ping: &mut Option<Ping>) {
             .tell(&line, Some(request), &Request::Invalidated(Empty))
             .is_err()
         {
-            return;
+            return shared.duties.forget_later(forgotten);
         }
     }
-    let forgotten: Vec<_> = forgotten
-        .iter()
-        .filter_map(|forgotten| forgotten_outward(forgotten, line.epoch))
-        .collect();
-    for nodes in forgotten.chunks(MOST_FORGOTTEN) {
-        let nodes = nodes.to_vec();
-        // What is lost with the line the server remembers for as long as the session lasts, no longer.
+    while !forgotten.is_empty() {
+        let rest = forgotten.split_off(forgotten.len().min(MOST_FORGOTTEN));
+        let nodes = forgotten
+            .iter()
+            .filter_map(|forgotten| forgotten_outward(forgotten, line.epoch))
+            .collect();
+        // What is lost on the way the server remembers for as long as the session lasts; what was not sent whole
+        // it has not heard of.
         if shared
             .tell(&line, None, &Request::Forget(Forget { nodes }))
             .is_err()
         {
-            return;
+            forgotten.extend(rest);
+            return shared.duties.forget_later(forgotten);
         }
+        forgotten = rest;
     }
 }

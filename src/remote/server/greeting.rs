@@ -9,8 +9,8 @@ use blake3::Hash;
 use nix::errno::Errno;
 
 use super::session::{WAITING, millis};
-use super::sessions::{Begun, Member};
-use super::{Export, Shared, find};
+use super::sessions::{Begun, Common, Member};
+use super::{Export, Options, Shared, find};
 use crate::fs::StackError;
 use crate::remote::Stream;
 use crate::remote::greeting::{Until, VERSIONS, random};
@@ -50,8 +50,22 @@ pub enum Part<'s> {
         /// The session that the client had before.
         before: Option<SessionId>,
     },
+    /// The one that goes on with it.
+    Resumed(Arc<Common>),
     /// One more.
     Joined(Member),
+}
+
+impl Part<'_> {
+    /// The client is believed, and is told so next. From then on it may keep what it is told, also on connections that have
+    /// joined its session, and counts on hearing of changes: so nothing may be told there any more as to the
+    /// client of before, who will not.
+    fn is_believed(&self, shared: &Shared) {
+        if let Self::Resumed(common) = self {
+            common.held_by(None);
+            shared.leases.left(common.id);
+        }
+    }
 }
 
 /// What was agreed on.
@@ -62,7 +76,6 @@ pub struct Greeted<'s> {
     pub key: Option<SessionKey>,
     /// The client keeps what it is told.
     pub keeps: bool,
-    pub session: SessionId,
 }
 
 /// A request, between its header and its payload.
@@ -130,11 +143,14 @@ pub fn greet<'s>(
         session,
         lease_ms: millis(options.lease),
         read_only: export.read_only,
-        requests: u16::try_from(options.threads.max(1) + WAITING).unwrap_or(u16::MAX),
+        requests: u16::try_from(requests(options)).unwrap_or(u16::MAX),
         keep_ms: options.keep.map(millis),
     });
     let reply_payload = reply.payload()?;
     let said = Greeting::new(hello.nonce, nonce, hello_payload, &reply_payload, tls);
+    if options.token.is_none() {
+        part.is_believed(shared);
+    }
     writer.write_frame(&header.reply(), 0, &[&reply_payload])?;
     reader.set_sizes(sizes);
     writer.set_sizes(sizes);
@@ -144,7 +160,6 @@ pub fn greet<'s>(
             sizes,
             key: None,
             keeps,
-            session,
         }));
     };
     let Some((header, Request::Authenticate(theirs), _)) =
@@ -155,6 +170,7 @@ pub fn greet<'s>(
     let key = authenticate(token, &said, theirs);
     match &key {
         Some(_) => {
+            part.is_believed(shared);
             let ours = Reply::Authenticate(Proof(proof(token, Side::Server, &said).into()));
             writer.write_frame(&header.reply(), 0, &[&ours.payload()?])?;
             Ok(Some(Greeted {
@@ -162,7 +178,6 @@ pub fn greet<'s>(
                 sizes,
                 key,
                 keeps,
-                session,
             }))
         }
         None => {
@@ -170,6 +185,11 @@ pub fn greet<'s>(
             Err(Unwelcome::Token)
         }
     }
+}
+
+/// Requests of a client that may wait for their replies at the same time.
+fn requests(options: &Options) -> usize {
+    options.threads.max(1) + WAITING
 }
 
 type Refusal = (Errno, Unwelcome);
@@ -189,7 +209,13 @@ fn part<'s>(
                 Err(errno) => Err((errno, Unwelcome::Session(errno))),
             });
         }
-        Wanted::Resumed(before) => Some(before),
+        Wanted::Resumed(before) => {
+            let still = shared.sessions.find(before);
+            if let Some(common) = still.filter(|common| common.export == export.name) {
+                return Ok(Ok((before, Part::Resumed(common))));
+            }
+            Some(before)
+        }
         Wanted::New => None,
     };
     let stack = match export.stack() {
@@ -199,7 +225,9 @@ fn part<'s>(
     let id: [u8; 32] = random()?;
     let mut session = SessionId([0; 16]);
     session.0.copy_from_slice(&id[..16]);
-    let begun = shared.sessions.begin(session, stack);
+    let begun = shared
+        .sessions
+        .begin(session, export.name.clone(), stack, requests(&shared.options));
     Ok(Ok((session, Part::Own { begun, before })))
 }
 

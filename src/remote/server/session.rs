@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use parking_lot::Mutex;
 
 use super::answers::{Answer, answer};
+use super::done::Done;
 use super::greeting::{Greeted, Part};
 use super::leases::{self, Change, Leases, Thing};
 use super::sessions::Common;
@@ -83,6 +84,14 @@ impl Line {
     fn send(&self, header: &Header, payload: &[u8]) -> Result<(), WireError> {
         self.writer.lock().write_frame(header, 0, &[payload])
     }
+
+    /// Sends a reply that must not get lost.
+    fn conclude(&self, done: &Done, header: &Header, payload: &[u8]) -> Result<(), WireError> {
+        let mut writer = self.writer.lock();
+        // In the order in which they are sent.
+        done.sends(header, payload);
+        writer.write_frame(header, 0, &[payload])
+    }
 }
 
 impl leases::Line for Line {
@@ -132,10 +141,11 @@ fn frames<'s>(
     Ok((reader, Arc::new(line)))
 }
 
-/// Answers, until the client says goodbye, is gone, says nothing for too long, or nonsense.
-pub fn serve(shared: &Shared, greeted: Greeted<'_>, stream: &Arc<Stream>) -> io::Result<()> {
+/// Answers, until the client says goodbye, is gone, says nothing for too long, or nonsense. A session that has not been said
+/// goodbye to may be gone on with.
+pub fn serve(shared: &Shared, greeted: Greeted<'_>, stream: &Arc<Stream>) -> io::Result<Option<Arc<Common>>> {
     let (mut reader, line) = frames(&shared.options, &greeted, stream)?;
-    match greeted.part {
+    let common = match &greeted.part {
         Part::Joined(member) => {
             let session = Session {
                 shared,
@@ -143,25 +153,39 @@ pub fn serve(shared: &Shared, greeted: Greeted<'_>, stream: &Arc<Stream>) -> io:
                 line,
             };
             tell_end(session.answer_reads(&mut reader));
+            return Ok(None);
         }
         Part::Own { begun, before } => {
             if let Some(before) = before {
-                shared.leases.left(before);
+                shared.leases.left(*before);
             }
-            if greeted.keeps {
-                let holder = shared.leases.holder(greeted.session, Arc::clone(&line) as _);
-                // Nobody else sets it.
-                let _ = begun.common.holder.set(holder);
-            }
-            let common = Arc::clone(&begun.common);
-            answer_all(&Session { shared, common, line }, &mut reader);
+            Arc::clone(&begun.common)
         }
+        Part::Resumed(common) => Arc::clone(common),
+    };
+    if !common.is_served(stream, shared.options.sending) {
+        tracing::info!("a client is not served: its session cannot go on yet");
+        return Ok(None);
     }
-    Ok(())
+    // What it was told on the connection before it has forgotten.
+    shared.leases.left(common.id);
+    let keeps = greeted.keeps;
+    common.held_by(keeps.then(|| shared.leases.holder(common.id, Arc::clone(&line) as _)));
+    let session = Session {
+        shared,
+        common: Arc::clone(&common),
+        line,
+    };
+    if answer_all(&session, &mut reader) {
+        shared.sessions.end(&common);
+        return Ok(None);
+    }
+    common.breaks();
+    Ok(Some(common))
 }
 
-/// Answers with as many threads as there are requests at a time.
-fn answer_all(session: &Session<'_>, reader: &mut FrameReader<&Stream>) {
+/// Answers with as many threads as there are requests at a time; whether it was said goodbye.
+fn answer_all(session: &Session<'_>, reader: &mut FrameReader<&Stream>) -> bool {
     let options = &session.shared.options;
     let (jobs, waiting) = sync_channel::<Job>(WAITING);
     let waiting = Mutex::new(waiting);
@@ -186,12 +210,13 @@ fn answer_all(session: &Session<'_>, reader: &mut FrameReader<&Stream>) {
         });
         let goodbye = tell_end(end);
         // Changes by others wait for it no longer than its lease.
-        if let Some(holder) = session.common.holder.get() {
+        if let Some(holder) = session.common.holder() {
             holder.ended(goodbye);
         }
         // No frame will be understood from here on, and none be waited for; what was asked is still done.
         drop(jobs);
-    });
+        goodbye
+    })
 }
 
 /// How the frames of a client have ended.
@@ -243,7 +268,7 @@ impl Session<'_> {
                 return Ok(End::Gone);
             };
             let header = frame.header;
-            if let Some(holder) = self.common.holder.get() {
+            if let Some(holder) = self.common.holder() {
                 holder.heard();
             }
             match header.kind {
@@ -257,18 +282,18 @@ impl Session<'_> {
                     return Ok(End::Goodbye);
                 }
                 Kind::Invalidated => {
-                    if let Some(holder) = self.common.holder.get() {
+                    if let Some(holder) = self.common.holder() {
                         holder.acknowledged(header.request);
                     }
                 }
                 Kind::Hello | Kind::Authenticate => return Err(WireError::NotThat(header.kind)),
                 // Here, so that it needs none of the places that are for what has a reply.
                 Kind::Forget => self.forget(&header, &buffer),
-                _ => {
-                    if !hand_over((header, buffer)) {
-                        return Ok(End::Gone);
-                    }
-                }
+                _ => match self.common.done.find(&header) {
+                    Some((reply, payload)) => self.line.conclude(&self.common.done, &reply, &payload)?,
+                    None if hand_over((header, buffer)) => {}
+                    None => return Ok(End::Gone),
+                },
             }
         }
     }
@@ -286,7 +311,7 @@ impl Session<'_> {
         for forgotten in nodes {
             let node = NodeId(forgotten.node);
             self.common.stack.forget(node, forgotten.nlookup);
-            if let Some(holder) = self.common.holder.get()
+            if let Some(holder) = self.common.holder()
                 && self.common.stack.inode(node).is_err()
             {
                 holder.forget(forgotten.node);
@@ -311,14 +336,15 @@ impl Session<'_> {
     /// Announces what the request changes, and takes down what its reply tells; whether that may be kept.
     fn begin(&self, header: &Header, request: &Request<'_>) -> Result<(Option<Change<'_>>, bool), Errno> {
         let leases: &Leases = &self.shared.leases;
-        let by = self.common.holder.get();
+        let by = self.common.holder();
         let patience = self.shared.options.sending;
         let change = match touches::changes(request) {
-            true => Some(
-                leases.change(by, names(&self.common.stack, header, request)?, patience, || {
-                    inodes(&self.common.stack, header, request)
-                })?,
-            ),
+            true => Some(leases.change(
+                by.as_ref(),
+                names(&self.common.stack, header, request)?,
+                patience,
+                || inodes(&self.common.stack, header, request),
+            )?),
             false => None,
         };
         let Some(holder) = by else {
@@ -338,7 +364,7 @@ impl Session<'_> {
     /// An entry is about to be told: its attributes once more, now that it is known whose they are. Whether they may
     /// be kept.
     fn entry(&self, entry: &mut Entry, change: Option<&Change<'_>>) -> Result<bool, Errno> {
-        let Some(holder) = self.common.holder.get() else {
+        let Some(holder) = self.common.holder() else {
             return Ok(false);
         };
         let node = NodeId(entry.node);
@@ -386,7 +412,8 @@ impl Session<'_> {
                     offset: number,
                     ..reply_to(header, keep)
                 };
-                self.send(&header, &reply.as_reply())
+                let reply = reply.as_reply();
+                self.line.conclude(&self.common.done, &header, &reply.payload()?)
             }
             Err(errno) => self.refuse(header, errno as u32, keep),
         }
@@ -397,7 +424,7 @@ impl Session<'_> {
             status: errno.min(511),
             ..reply_to(header, keep)
         };
-        self.line.send(&header, &[])
+        self.line.conclude(&self.common.done, &header, &[])
     }
 }
 

@@ -1,27 +1,54 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Sessions that are served, and the connections that have joined them.
+//! Sessions, and the connections that have them.
+//!
+//! A session has one connection of its own at a time, and others that have joined it. It ends when its client says
+//! goodbye, and some time after its own connection has broken: until then another one may go on with it, once
+//! all that was asked on the broken one is done.
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
+use super::done::Done;
 use super::leases::Holder;
 use crate::fs::Stack;
 use crate::remote::Stream;
+use crate::remote::wire::Export;
 use crate::remote::wire::message::SessionId;
 
 /// Connections that may join one session.
 pub const MOST_JOINED: usize = 16;
 
+/// The connection that a session has for its own.
+#[derive(Debug)]
+enum Own {
+    /// None has been served yet.
+    New,
+    /// This one.
+    Served(Arc<Stream>),
+    /// None: it has broken.
+    Broken,
+    /// None any more.
+    Over,
+}
+
 /// What all connections of a session have.
 #[derive(Debug)]
 pub struct Common {
+    pub id: SessionId,
+    /// Of what.
+    pub export: Export,
     /// Its nodes and handles.
     pub stack: Stack,
-    /// Of a client that keeps what it is told, once it is served.
-    pub holder: OnceLock<Arc<Holder>>,
+    /// What was answered on its own connection.
+    pub done: Done,
+    /// Of a client that keeps what it is told.
+    holder: Mutex<Option<Arc<Holder>>>,
+    own: Mutex<Own>,
+    changed: Condvar,
     joined: Mutex<Joined>,
 }
 
@@ -33,13 +60,93 @@ struct Joined {
 }
 
 impl Common {
-    /// A session with no connection but its own.
-    fn new(stack: Stack) -> Self {
+    fn new(id: SessionId, export: Export, stack: Stack, requests: usize) -> Self {
         Self {
+            id,
+            export,
             stack,
-            holder: OnceLock::new(),
+            done: Done::new(requests),
+            holder: Mutex::new(None),
+            own: Mutex::new(Own::New),
+            changed: Condvar::new(),
             joined: Mutex::default(),
         }
+    }
+
+    /// The client, if it keeps what it is told.
+    pub fn holder(&self) -> Option<Arc<Holder>> {
+        self.holder.lock().clone()
+    }
+
+    /// It keeps what it is told from here on, and nothing of before.
+    pub fn held_by(&self, holder: Option<Arc<Holder>>) {
+        *self.holder.lock() = holder;
+    }
+
+    /// This is its own connection from here on. The one before is cut, and all that was asked on it is done when this
+    /// comes back. False: it is over, or the one before does not end in time.
+    pub fn is_served(&self, stream: &Arc<Stream>, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let mut own = self.own.lock();
+        loop {
+            match &*own {
+                Own::New | Own::Broken => {
+                    *own = Own::Served(Arc::clone(stream));
+                    self.changed.notify_all();
+                    return true;
+                }
+                Own::Over => return false,
+                Own::Served(before) => {
+                    // What is down already needs no more.
+                    let _ = before.shutdown();
+                }
+            }
+            if self.changed.wait_until(&mut own, deadline).timed_out() {
+                return false;
+            }
+        }
+    }
+
+    /// Its own connection has ended without a goodbye, and all that was asked on it is done.
+    pub fn breaks(&self) {
+        self.done.breaks();
+        let mut own = self.own.lock();
+        if matches!(*own, Own::Served(_)) {
+            *own = Own::Broken;
+            self.changed.notify_all();
+        }
+    }
+
+    /// Until another one goes on with it, for so long at most: whether one does, or it is over.
+    fn goes_on(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let mut own = self.own.lock();
+        while matches!(*own, Own::Broken) {
+            if self.changed.wait_until(&mut own, deadline).timed_out() {
+                // Nobody can go on with it from here on.
+                let still = matches!(*own, Own::Broken);
+                if still {
+                    *own = Own::Over;
+                }
+                return !still;
+            }
+        }
+        true
+    }
+
+    /// Nobody has it any more; whoever has joined it goes, too.
+    fn end(&self) {
+        *self.own.lock() = Own::Over;
+        self.changed.notify_all();
+        let mut joined = self.joined.lock();
+        joined.over = true;
+        for stream in joined.streams.values() {
+            let _ = stream.shutdown();
+        }
+    }
+
+    fn is_new(&self) -> bool {
+        matches!(*self.own.lock(), Own::New)
     }
 }
 
@@ -56,20 +163,25 @@ impl Drop for Member {
     }
 }
 
-/// All of them. A session is known before its number is told, until its own connection ends.
+/// All of them. A session is known before its number is told, until it ends.
 #[derive(Debug, Default)]
 pub struct Sessions(Mutex<HashMap<SessionId, Arc<Common>>>);
 
 impl Sessions {
-    /// A session over this begins; it is over when what this gives is dropped.
-    pub fn begin(&self, id: SessionId, stack: Stack) -> Begun<'_> {
-        let common = Arc::new(Common::new(stack));
+    /// A session over this begins; its client waits for so many replies at most. If it is not served before what this
+    /// gives is dropped, it ends then.
+    pub fn begin(&self, id: SessionId, export: Export, stack: Stack, requests: usize) -> Begun<'_> {
+        let common = Arc::new(Common::new(id, export, stack, requests));
         self.0.lock().insert(id, Arc::clone(&common));
         Begun {
             common,
             sessions: self,
-            id,
         }
+    }
+
+    /// One that there is.
+    pub fn find(&self, id: SessionId) -> Option<Arc<Common>> {
+        self.0.lock().get(&id).map(Arc::clone)
     }
 
     /// One more connection for a session.
@@ -78,7 +190,7 @@ impl Sessions {
     ///
     /// `ESTALE` if there is no such session (any more), `EMFILE` if it has too many.
     pub fn join(&self, id: SessionId, stream: &Arc<Stream>) -> Result<Member, Errno> {
-        let common = self.0.lock().get(&id).map(Arc::clone).ok_or(Errno::ESTALE)?;
+        let common = self.find(id).ok_or(Errno::ESTALE)?;
         let number = {
             let mut joined = common.joined.lock();
             if joined.over {
@@ -94,25 +206,45 @@ impl Sessions {
         };
         Ok(Member { common, number })
     }
+
+    /// The own connection of a session has broken. Waits until another one goes on with it, for so long at most; then it
+    /// ends. At once if there are more than `most`.
+    pub fn wait(&self, common: &Common, patience: Duration, most: usize) {
+        let patience = match self.0.lock().len() > most {
+            true => Duration::ZERO,
+            false => patience,
+        };
+        if !common.goes_on(patience) {
+            self.end(common);
+        }
+    }
+
+    /// Nobody goes on with it.
+    pub fn end(&self, common: &Common) {
+        self.0.lock().remove(&common.id);
+        common.end();
+    }
+
+    /// All of them end.
+    pub fn close(&self) {
+        let all = std::mem::take(&mut *self.0.lock());
+        for common in all.values() {
+            common.end();
+        }
+    }
 }
 
-/// A session that is served.
+/// A session that may never be served.
 #[derive(Debug)]
 pub struct Begun<'s> {
     pub common: Arc<Common>,
     sessions: &'s Sessions,
-    id: SessionId,
 }
 
 impl Drop for Begun<'_> {
-    /// Whoever has joined it goes with it.
     fn drop(&mut self) {
-        self.sessions.0.lock().remove(&self.id);
-        let mut joined = self.common.joined.lock();
-        joined.over = true;
-        for stream in joined.streams.values() {
-            // What is down already needs no more.
-            let _ = stream.shutdown();
+        if self.common.is_new() {
+            self.sessions.end(&self.common);
         }
     }
 }
