@@ -54,7 +54,7 @@ pub struct Serve {
     #[arg(long)]
     exclusive: bool,
     /// How long clients may use what they keep without hearing of the server. So long a change waits for a client that
-    /// is not there any more; default: 10
+    /// is not there any more, and so long its files stay open for it to come back; default: 10
     #[arg(long, value_name = "SECONDS", value_parser = super::mount::seconds)]
     lease: Option<Duration>,
 }

@@ -84,7 +84,7 @@ pub struct Options {
     /// Headers and footers are at least as large.
     pub sizes: Sizes,
     /// How long a client may use what it was told after it has last said something: so long a change waits, at most,
-    /// for one that is not there any more.
+    /// for one that is not there any more, and so long its session waits for it to come back.
     pub lease: Duration,
     /// A file that is there while clients may keep what they were told: a server that finds it makes no change before
     /// their leases are over. None: there was no server before, or everybody has forgotten it.
