@@ -168,12 +168,7 @@ fn what_was_done_and_not_heard_of_is_not_done_again_and_what_is_open_stays_open(
     // What somebody else does meanwhile is not undone.
     let truncate = Request::Setattr(SetAttr {
         size: Some(0),
-        mode: None,
-        uid: None,
-        gid: None,
-        atime: None,
-        mtime: None,
-        handle: None,
+        ..SetAttr::default()
     });
     let done = unheard(
         &link,

@@ -193,12 +193,7 @@ fn what_a_joined_connection_tells_a_client_that_is_about_to_go_on_may_not_be_kep
     let (its_other, _) = own.open("other");
     let truncate = Request::Setattr(SetAttr {
         size: Some(0),
-        mode: None,
-        uid: None,
-        gid: None,
-        atime: None,
-        mtime: None,
-        handle: None,
+        ..SetAttr::default()
     });
     let start = Instant::now();
     own.send((its_other, 0), &truncate);

@@ -40,7 +40,7 @@ pub struct Forgotten {
 
 /// SETATTR: what is there is set, the owner first and the times last. With nothing there it is
 /// chown(-1, -1), which moves ctime.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetAttr {
     /// Permissions; the type in it is ignored.
     pub mode: Option<u32>,
