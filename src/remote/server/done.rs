@@ -83,6 +83,9 @@ impl Done {
 
     /// What was answered to this request on a connection before. Nothing of it may be kept any more.
     pub fn find(&self, asked: &Header) -> Option<Sent> {
+        if may_be_repeated(asked.kind) {
+            return None;
+        }
         let replies = self.replies.lock();
         let found = replies
             .before
