@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
-use extfuse::control::{Fill, Mode, Program, Remote, Report, Requests, ask};
+use extfuse::control::{Fill, Mode, Program, Remote, Report, Requests, Spool, ask};
 
 use super::handler::whose;
 use super::umount::find;
@@ -77,12 +77,18 @@ fn table(report: &Report) -> String {
     }
     if let Some(remote) = &report.remote {
         line("server", &server(remote));
-        let bytes = format!(
+        let mut bytes = format!(
             "{} past the daemon, {} through it",
             size(remote.filled),
             size(remote.copied)
         );
-        line("read", &bytes);
+        if let Some(copies) = &remote.spool {
+            bytes += &format!(", {} from the spool", size(remote.spooled));
+            line("read", &bytes);
+            line("spool", &spool(copies));
+        } else {
+            line("read", &bytes);
+        }
     }
     for warning in &report.warnings {
         line("warning", warning);
@@ -120,6 +126,20 @@ fn server(remote: &Remote) -> String {
         times => format!(", {} times anew", times - 1),
     };
     format!("{state}{again}, {} round trips", remote.round_trips)
+}
+
+fn spool(spool: &Spool) -> String {
+    let asked = spool.hits + spool.misses;
+    let rate = match asked {
+        0 => String::new(),
+        _ => format!(", {} of {asked} reads found there", spool.hits),
+    };
+    format!(
+        "{} of {}{rate}, {} not kept",
+        size(spool.bytes),
+        size(spool.limit),
+        spool.passed
+    )
 }
 
 /// Bytes for people.

@@ -12,7 +12,9 @@ mod keeper;
 mod kept;
 mod line;
 mod questions;
+mod spool;
 
 pub use self::connection::{About, Answer, Connection};
 pub use self::filesystem::Remote;
 pub use self::greeting::{ConnectError, Disconnected, Target};
+pub use self::spool::{Place, Spool, SpoolError, SpoolOptions};

@@ -20,6 +20,7 @@ mod listener;
 mod session;
 mod sessions;
 mod touches;
+mod version;
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;

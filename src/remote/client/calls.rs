@@ -264,7 +264,8 @@ impl Shared {
             let calls = self.calls.lock();
             (calls.line.is_some(), calls.lines)
         };
-        let [round_trips, filled, copied] = self.counts.all();
+        let [round_trips, filled, copied, spooled] = self.counts.all();
+        let spool = self.kept.spool.spool().map(|spool| spool.figures());
         Remote {
             connected,
             connections,
@@ -272,6 +273,8 @@ impl Shared {
             round_trips,
             filled,
             copied,
+            spooled,
+            spool,
         }
     }
 

@@ -19,7 +19,7 @@ use super::kept::Kept;
 use super::line::dial;
 use crate::Kernel;
 use crate::control::{Remote, TellsRemote};
-use crate::remote::wire::message::{Empty, Forgotten, Wanted};
+use crate::remote::wire::message::{Empty, Forgotten, Read, Wanted};
 use crate::remote::wire::{Flags, Header, Reply, Request, WireError};
 use crate::splice::Channel;
 
@@ -149,6 +149,24 @@ impl Connection {
             }
             _ => Outcome::Not(reply),
         }
+    }
+
+    /// Bytes of an open file, and its version if one is known; none if they are not to be had.
+    pub(super) fn fetch(&self, about: &About, size: u32) -> Option<(Vec<u8>, u64)> {
+        if let Some(session) = self.shared.session()
+            && size >= data::FROM
+            && let Some(fetched) = self.data.fetch(session, about, size, &self.shared)
+        {
+            return Some(fetched);
+        }
+        let answer = self.call(about, &Request::Read(Read { size })).ok()?;
+        let version = answer.file_version;
+        (answer.payload.len() <= size as usize).then_some((answer.payload, version))
+    }
+
+    /// How long anybody waits for an answer.
+    pub(super) fn timeout(&self) -> Duration {
+        self.shared.timeout
     }
 
     /// Takes lookups back. It does not wait until they are sent; many of them may go together.

@@ -34,7 +34,8 @@ use nix::errno::Errno;
 
 use super::data::{Outcome, Question};
 use super::questions::{Result, data, file, file_at, node, number, senseless};
-use super::{About, Answer, Connection};
+use super::spool::{Ahead, Changing};
+use super::{About, Answer, Connection, Spool};
 use crate::Kernel;
 use crate::ebpf::Validity;
 use crate::fs::Upcalls;
@@ -62,7 +63,9 @@ const MAX_COPY: u64 = 64 << 20;
 /// A directory of a server as a FUSE file system; see the module's page.
 #[derive(Debug)]
 pub struct Remote {
-    connection: Connection,
+    /// First, as it ends while the server can still be asked.
+    spool: Option<(Arc<Spool>, Ahead)>,
+    connection: Arc<Connection>,
     /// For how long what is published holds, at most.
     valid: Validity,
     /// Where payload goes past this process.
@@ -114,7 +117,8 @@ impl Remote {
     #[must_use]
     pub fn new(connection: Connection) -> Self {
         Self {
-            connection,
+            spool: None,
+            connection: Arc::new(connection),
             valid: Validity::For(Duration::ZERO),
             channel: None,
             upcalls: Arc::default(),
@@ -142,6 +146,16 @@ impl Remote {
         }
     }
 
+    /// The same; what is read is kept in this spool. Where the kernel keeps nothing it is asked for
+    /// each time whether that is still right, unless the [target](super::Target) says `keeps`.
+    #[must_use]
+    pub fn spooling(mut self, spool: Arc<Spool>) -> Self {
+        self.connection.kept().spool.set(&spool);
+        let ahead = Ahead::start(&spool, &self.connection);
+        self.spool = Some((spool, ahead));
+        self
+    }
+
     /// How often the kernel has asked.
     #[must_use]
     pub fn upcalls(&self) -> Arc<Upcalls> {
@@ -152,6 +166,25 @@ impl Remote {
     #[must_use]
     pub fn connection(&self) -> &Connection {
         &self.connection
+    }
+
+    /// Data of a node is being changed, for as long as this is held.
+    fn changing(&self, ino: INodeNo) -> Option<Changing> {
+        self.spool.as_ref().map(|(spool, _)| spool.changing(ino.0))
+    }
+
+    /// The answer to a READ, if the spool has it, or is to have it.
+    fn read_spooled(&self, about: &About, size: u32, flags: OpenFlags) -> Option<Vec<u8>> {
+        let (spool, ahead) = self.spool.as_ref()?;
+        if flags.0 & libc::O_DIRECT != 0 {
+            return None;
+        }
+        let read = spool.read(&self.connection, Some(ahead), about, size)?;
+        if !read.keep {
+            let request = Request::Read(Read { size });
+            self.connection.kept().not_to_be_kept(about, &request);
+        }
+        Some(read.bytes)
     }
 
     fn count(&self, opcode: Opcode) {
@@ -221,6 +254,14 @@ impl Filesystem for Remote {
             | InitFlags::FUSE_AUTO_INVAL_DATA
             | InitFlags::FUSE_CACHE_SYMLINKS;
         agree(config, wanted)?;
+        if self.spool.as_ref().is_some_and(|(spool, _)| spool.has_kernel()) {
+            // Without them what is here comes up, too.
+            let depth = config.set_max_stack_depth(1);
+            let passthrough = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH);
+            if depth.is_err() || passthrough.is_err() {
+                tracing::debug!("the kernel offers no backing files");
+            }
+        }
         if config.set_max_write(MAX_WRITE).is_err() {
             return Err(Errno::EINVAL.into());
         }
@@ -243,6 +284,9 @@ impl Filesystem for Remote {
     /// fuser calls it for each node of a BATCH_FORGET, too; the connection puts them together again.
     fn forget(&self, _req: &FuseRequest, ino: INodeNo, nlookup: u64) {
         self.count(Opcode::Forget);
+        if let Some((spool, _)) = &self.spool {
+            spool.forget(ino.0);
+        }
         self.connection.forget(ino.0, nlookup);
     }
 
@@ -283,6 +327,7 @@ impl Filesystem for Remote {
             mtime: mtime.map(Into::into),
             handle: fh.map(|fh| fh.0),
         };
+        let _changing = size.and_then(|_| self.changing(ino));
         self.reply_attr(
             Opcode::Setattr,
             reply,
@@ -427,6 +472,7 @@ impl Filesystem for Remote {
 
     fn open(&self, _req: &FuseRequest, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.count(Opcode::Open);
+        let _changing = (flags.0 & libc::O_TRUNC != 0).then(|| self.changing(ino));
         match self
             .connection
             .ask_open(ino, &Request::Open(Open { flags: flags.0 }))
@@ -458,13 +504,17 @@ impl Filesystem for Remote {
             self.connection.ask_create(parent, create, self.valid)
         });
         match result {
-            Ok(created) => reply.created(
-                &Duration::ZERO,
-                &entry_attr(&created.entry),
-                GENERATION,
-                FileHandle(created.handle),
-                open_flags(flags),
-            ),
+            Ok(created) => {
+                // It may have been there, and be empty now.
+                drop(self.changing(INodeNo(created.entry.node)));
+                reply.created(
+                    &Duration::ZERO,
+                    &entry_attr(&created.entry),
+                    GENERATION,
+                    FileHandle(created.handle),
+                    open_flags(flags),
+                );
+            }
             Err(errno) => reply.error(self.refused(Opcode::Create, errno)),
         }
     }
@@ -476,7 +526,7 @@ impl Filesystem for Remote {
         fh: FileHandle,
         offset: u64,
         size: u32,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
@@ -484,6 +534,10 @@ impl Filesystem for Remote {
         // No READ is larger: see `MAX_WRITE`.
         let size = size.min(MAX_PAYLOAD);
         let about = file_at(ino, fh, offset);
+        if let Some(bytes) = self.read_spooled(&about, size, flags) {
+            self.connection.counts().spooled(bytes.len() as u64);
+            return reply.data(&bytes);
+        }
         let mut reply = reply;
         if let Some(channel) = &self.channel {
             let question = Question {
@@ -531,6 +585,7 @@ impl Filesystem for Remote {
         if write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
             about.flags = Flags::WRITE_BACK;
         }
+        let _changing = self.changing(ino);
         let result = self.connection.ask(&about, &Request::Write(Data(data)));
         self.reply_written(Opcode::Write, reply, data.len() as u64, result);
     }
@@ -717,6 +772,7 @@ impl Filesystem for Remote {
     ) {
         self.count(Opcode::Fallocate);
         let fallocate = Request::Fallocate(Fallocate { length, mode });
+        let _changing = self.changing(ino);
         let result = self.connection.ask(&file_at(ino, fh, offset), &fallocate);
         self.empty(Opcode::Fallocate, reply, result);
     }
@@ -761,6 +817,7 @@ impl Filesystem for Remote {
         self.count(Opcode::CopyFileRange);
         // Fewer bytes than asked for are as good as all, and come sooner.
         let length = len.min(MAX_COPY);
+        let _changing = self.changing(ino_out);
         let copy = CopyFileRange {
             to_node: ino_out.0,
             to_handle: fh_out.0,

@@ -121,8 +121,16 @@ impl Connection {
         if entry.node == 0 {
             return Err(senseless(answer.header.kind, "its node is 0"));
         }
+        self.seen(entry.node, &entry.attr);
         self.publish_attr(answer, &entry, snapshot, valid);
         Ok(entry)
+    }
+
+    /// The kernel is about to hear of it.
+    fn seen(&self, node: u64, attr: &Attr) {
+        if let Some(spool) = self.kept().spool.spool() {
+            spool.seen(node, attr);
+        }
     }
 
     fn publish_attr(&self, answer: &Answer, entry: &Entry, snapshot: Option<Snapshot>, valid: Validity) {
@@ -132,6 +140,7 @@ impl Connection {
         let attr = FileAttr::from(entry.attr);
         let io = match attr.kind {
             FileType::Directory => NodeIo::Listing,
+            FileType::RegularFile if self.kept().spool.spool().is_some() => NodeIo::Passthrough,
             _ => NodeIo::Daemon,
         };
         self.kept()
@@ -169,10 +178,12 @@ impl Connection {
 
     pub(super) fn ask_attr(&self, ino: INodeNo, request: &Request<'_>) -> Result<Attr> {
         let answer = self.ask(&node(ino), request)?;
-        meaning(&answer, |reply| match reply {
+        let attr = meaning(&answer, |reply| match reply {
             Reply::Getattr(attr) | Reply::Setattr(attr) => Some(attr),
             _ => None,
-        })
+        })?;
+        self.seen(ino.0, &attr);
+        Ok(attr)
     }
 
     pub(super) fn ask_open(&self, ino: INodeNo, request: &Request<'_>) -> Result<Opened> {
