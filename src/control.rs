@@ -119,6 +119,8 @@ pub struct Spool {
     pub misses: u64,
     /// READs of what is not kept.
     pub passed: u64,
+    /// Bytes that were fetched for it.
+    pub fetched: u64,
 }
 
 /// Who knows how it stands with the server of a mount.

@@ -76,6 +76,7 @@ struct Counts {
     hits: AtomicU64,
     misses: AtomicU64,
     passed: AtomicU64,
+    fetched: AtomicU64,
 }
 
 /// The answer to a READ.
@@ -160,6 +161,7 @@ impl Spool {
             hits: count(&self.counts.hits),
             misses: count(&self.counts.misses),
             passed: count(&self.counts.passed),
+            fetched: count(&self.counts.fetched),
         }
     }
 
@@ -447,6 +449,7 @@ impl Spool {
         };
         let size = u32::try_from(end.checked_sub(offset)?).ok()?;
         let (bytes, version) = connection.fetch(&about, size)?;
+        self.counts.fetched.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         // Without a version it is the lease that tells: it is looked at once more before anything is kept.
         if version != known.version || bytes.len() as u64 != u64::from(size) {
             copy.lose();
