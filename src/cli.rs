@@ -4,6 +4,7 @@
 
 mod daemon;
 mod doctor;
+mod fetch;
 mod handler;
 mod mount;
 mod remote;
@@ -41,6 +42,7 @@ enum Command {
     Mount(Box<mount::Mount>),
     Serve(serve::Serve),
     Umount(umount::Umount),
+    Fetch(fetch::Fetch),
     Stat(stat::Stat),
     Handler(handler::Handler),
     Doctor(doctor::Doctor),
@@ -71,6 +73,7 @@ pub fn run() -> ExitCode {
         Command::Mount(command) => command.run(),
         Command::Serve(command) => command.run(),
         Command::Umount(command) => command.run(),
+        Command::Fetch(command) => command.run(),
         Command::Stat(command) => command.run(),
         Command::Handler(command) => command.run(),
         Command::Doctor(command) => command.run(),

@@ -123,6 +123,14 @@ pub struct Spool {
     pub fetched: u64,
 }
 
+impl Spool {
+    /// How large a file is kept, bytes.
+    #[must_use]
+    pub fn kept(&self) -> u64 {
+        self.limit / crate::remote::client::SPOOL_SHARE
+    }
+}
+
 /// Who knows how it stands with the server of a mount.
 pub trait TellsRemote: fmt::Debug + Send + Sync {
     /// Just now.

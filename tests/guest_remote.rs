@@ -14,6 +14,8 @@ mod guest;
 mod linear;
 #[path = "common/histories.rs"]
 mod players;
+#[path = "guest_remote/spool.rs"]
+mod spool;
 #[path = "guest_remote/tls.rs"]
 mod tls;
 #[path = "common/tls_ends.rs"]

@@ -2,9 +2,11 @@
 //! What every file system here has to settle with the kernel, and what it leaves to it.
 
 use std::io;
+use std::os::fd::AsFd;
 
 use fuser::{InitFlags, KernelConfig};
 use nix::errno::Errno;
+use nix::sys::statfs::{ECRYPTFS_SUPER_MAGIC, FUSE_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC, fstatfs};
 use tracing::{debug, warn};
 
 /// At INIT: insists on what a safe mount needs, and asks for `wanted`, which it can do without.
@@ -25,6 +27,17 @@ pub(crate) fn agree(config: &mut KernelConfig, wanted: InitFlags) -> io::Result<
         }
     }
     Ok(())
+}
+
+/// File systems stacked below one whose files are backed by files of `fd`'s, and including it; the kernel allows two.
+///
+/// # Errors
+///
+/// Those of fstatfs(2).
+pub(crate) fn stack_depth(fd: impl AsFd) -> nix::Result<u32> {
+    let kind = fstatfs(fd)?.filesystem_type();
+    let stacked = [OVERLAYFS_SUPER_MAGIC, FUSE_SUPER_MAGIC, ECRYPTFS_SUPER_MAGIC].contains(&kind);
+    Ok(if stacked { 2 } else { 1 })
 }
 
 /// Whether a file that is opened with these flags may be changed through it.

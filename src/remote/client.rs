@@ -17,4 +17,5 @@ mod spool;
 pub use self::connection::{About, Answer, Connection};
 pub use self::filesystem::Remote;
 pub use self::greeting::{ConnectError, Disconnected, Target};
+pub(crate) use self::spool::SHARE as SPOOL_SHARE;
 pub use self::spool::{Place, Spool, SpoolError, SpoolOptions};

@@ -15,7 +15,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::mount::{MsFlags, mount as mount_fs, umount};
 use nix::sys::signal::Signal;
 
-use crate::common::{Mounted, Scratch, eventually, refusal};
+use crate::common::{Mounted, Scratch, eventually, extfuse, refusal};
 use crate::exerciser::{Mode, Run};
 use crate::{Served, mount, text};
 
@@ -99,7 +99,11 @@ fn what_was_read_is_not_fetched_again() {
             assert_eq!(read_anew(&mounted.join("empty")), b"");
             let now = figures(&mounted);
             assert_eq!(now.passed, 0, "{place}");
-            assert_eq!(now.misses > before.misses, round == 0, "{place}, {round}: {now:?}");
+            assert_eq!(
+                now.misses > before.misses,
+                round == 0,
+                "{place}, {round}: {now:?}"
+            );
             assert!(now.hits > before.hits || round == 0, "{now:?}");
             assert_eq!(now.bytes, large.len() as u64 + 5);
         }
@@ -119,7 +123,9 @@ fn copies_are_of_use_to_the_next_mount_if_they_are_whole() {
         figures(&mounted).fetched
     };
     let found = |kind: &str| {
-        let found = fs::read_dir(scene.cache()).unwrap().map(|entry| entry.unwrap().path());
+        let found = fs::read_dir(scene.cache())
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
         let mut found: Vec<_> = found
             .filter(|path| path.extension().is_some_and(|is| is == kind))
             .collect();
@@ -180,10 +186,7 @@ fn what_is_changed_is_read_anew() {
         let writer = mounts[round % 3];
         // Of the same size, and within a tick of the one before.
         let now = bytes(round as u64, 200_000);
-        let file = OpenOptions::new()
-            .write(true)
-            .open(writer.join("file"))
-            .unwrap();
+        let file = OpenOptions::new().write(true).open(writer.join("file")).unwrap();
         file.write_all_at(&now, 0).unwrap();
         drop(file);
         for mounted in mounts {
@@ -237,7 +240,10 @@ fn what_is_changed_is_read_anew() {
     all(b"another file", "replaced");
     fs::write(one.join("file"), "").unwrap();
     all(b"", "emptied");
-    File::create(three.join("file")).unwrap().write_all(b"made").unwrap();
+    File::create(three.join("file"))
+        .unwrap()
+        .write_all(b"made")
+        .unwrap();
     all(b"made", "made anew");
 }
 
@@ -305,8 +311,12 @@ fn there_are_never_more_than_there_is_room_for() {
         assert_eq!((now.bytes, now.misses), (before.bytes, before.misses));
         assert!(now.passed > before.passed);
     }
-    let there = fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().metadata().unwrap());
-    let there: u64 = there.map(|file| std::os::unix::fs::MetadataExt::blocks(&file) * 512).sum();
+    let there = fs::read_dir(&cache)
+        .unwrap()
+        .map(|entry| entry.unwrap().metadata().unwrap());
+    let there: u64 = there
+        .map(|file| std::os::unix::fs::MetadataExt::blocks(&file) * 512)
+        .sum();
     assert!(there <= (4 << 20) + (1 << 18), "{there}");
 }
 
@@ -418,7 +428,14 @@ fn a_server_that_was_started_again_says_what_is_still_right() {
     let scratch = Scratch::new();
     let socket = format!("unix:{}", text(&scratch.path().join("socket")));
     let serve = || {
-        Served::start(&["--exclusive", "--lease", "1", "--listen", &socket, text(&scratch.source())])
+        Served::start(&[
+            "--exclusive",
+            "--lease",
+            "1",
+            "--listen",
+            &socket,
+            text(&scratch.source()),
+        ])
     };
     let served = serve();
     let (same, other) = (bytes(1, 1 << 20), bytes(2, 1 << 20));
@@ -478,7 +495,8 @@ fn readers_see_one_version_after_the_other() {
         while Instant::now() < until {
             version += 1;
             let file = if version % 3 == 0 { &other } else { &file };
-            file.write_all_at(&version.to_le_bytes().repeat(LEN / 8), 0).unwrap();
+            file.write_all_at(&version.to_le_bytes().repeat(LEN / 8), 0)
+                .unwrap();
             done.store(version, Ordering::SeqCst);
             thread::sleep(Duration::from_millis(version % 40));
         }
@@ -512,9 +530,8 @@ fn a_spool_that_cannot_be_is_refused() {
     let scene = Scene::new();
     let (url, cache) = (scene.served.url(), scene.cache());
     let at = scene.scratch.mountpoint();
-    let refused = |code, more: &[&str]| {
-        refusal(code, &[&["mount", "--stock"], more, &[&url, text(&at)]].concat())
-    };
+    let refused =
+        |code, more: &[&str]| refusal(code, &[&["mount", "--stock"], more, &[&url, text(&at)]].concat());
     for (size, why) in [
         ("1", "at least 1M"),
         ("x", "a number of bytes expected"),
@@ -527,7 +544,10 @@ fn a_spool_that_cannot_be_is_refused() {
     let mounted = scene.mount_kept();
     let elsewhere = Scratch::new();
     let there = elsewhere.mountpoint();
-    let said = refusal(1, &["mount", "--stock", "--spool", text(&cache), &url, text(&there)]);
+    let said = refusal(
+        1,
+        &["mount", "--stock", "--spool", text(&cache), &url, text(&there)],
+    );
     assert!(said.contains("another mount keeps its copies there"), "{said}");
     drop(mounted);
     let file = scene.scratch.path().join("a-file");
@@ -540,4 +560,63 @@ fn a_spool_that_cannot_be_is_refused() {
     let local = text(&scene.scratch.source()).to_owned();
     let said = refusal(2, &["mount", "--stock", "--spool", "memory", &local, text(&at)]);
     assert!(said.contains("is on no server"), "{said}");
+}
+
+#[test]
+fn what_was_fetched_is_here() {
+    let scene = Scene::new();
+    fs::create_dir_all(scene.there("tree/below/it")).unwrap();
+    let mut all = Vec::new();
+    for number in 0..40usize {
+        let name = ["tree", "tree/below", "tree/below/it"][number % 3].to_owned() + &format!("/{number}");
+        let bytes = bytes(number as u64, number * 9_000);
+        fs::write(scene.there(&name), &bytes).unwrap();
+        all.push((name, bytes));
+    }
+    std::os::unix::fs::symlink("/etc", scene.there("tree/link")).unwrap();
+    fs::write(scene.there("large"), bytes(1, 3 << 20)).unwrap();
+    thread::sleep(SETTLED);
+    let total: usize = all.iter().map(|(_, bytes)| bytes.len()).sum();
+    let mounted = scene.mount(&["--spool", "memory", "--spool-size", "10M"]);
+    let fetch = |paths: &[&str]| {
+        let paths: Vec<_> = paths.iter().map(|path| mounted.join(path)).collect();
+        let paths = paths.iter().map(|path| text(path));
+        let output = extfuse(&["fetch"].into_iter().chain(paths).collect::<Vec<_>>());
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_owned()).unwrap();
+        (
+            output.status.code().unwrap(),
+            text(&output.stdout),
+            text(&output.stderr),
+        )
+    };
+    let (code, said, errors) = fetch(&["tree"]);
+    assert_eq!((code, errors.as_str()), (0, ""), "{said}");
+    assert!(
+        said.starts_with("extfuse: 40 files, 6.7 MiB, of which 6.7 MiB came"),
+        "{said}"
+    );
+    let now = figures(&mounted);
+    assert_eq!(now.bytes, total as u64);
+    for (name, bytes) in &all {
+        assert!(read_anew(&mounted.join(name)) == *bytes, "{name}");
+    }
+    assert_eq!(figures(&mounted).fetched, now.fetched);
+    let (code, said, _) = fetch(&["tree/below", "tree/9"]);
+    assert_eq!(code, 0);
+    assert!(said.contains("of which 0 B came from the server"), "{said}");
+    // What cannot be done is said, and the rest is done.
+    let (code, said, errors) = fetch(&["large", "tree/1"]);
+    assert_eq!((code, errors.lines().count()), (1, 1), "{errors}");
+    assert!(errors.contains("larger than a quarter of the spool"), "{errors}");
+    assert!(said.starts_with("extfuse: 1 file, 8.8 KiB"), "{said}");
+    let missing = text(&mounted.join("missing")).to_owned();
+    assert!(refusal(1, &["fetch", &missing]).contains("missing"));
+    assert!(refusal(1, &["fetch", "/proc/self/exe"]).contains("on no extfuse mount"));
+    refusal(2, &["fetch"]);
+    let elsewhere = Scratch::new();
+    let without = mount(&scene.served.url(), &elsewhere, &[]);
+    let said = refusal(1, &["fetch", text(without.path())]);
+    assert!(said.contains("no mount that has a spool"), "{said}");
+    let said = refusal(1, &["fetch", text(mounted.path()), text(without.path())]);
+    assert!(said.contains("is on another mount"), "{said}");
 }

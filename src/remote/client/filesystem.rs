@@ -254,9 +254,9 @@ impl Filesystem for Remote {
             | InitFlags::FUSE_AUTO_INVAL_DATA
             | InitFlags::FUSE_CACHE_SYMLINKS;
         agree(config, wanted)?;
-        if self.spool.as_ref().is_some_and(|(spool, _)| spool.has_kernel()) {
+        if let Some(depth) = self.spool.as_ref().and_then(|(spool, _)| spool.depth()) {
             // Without them what is here comes up, too.
-            let depth = config.set_max_stack_depth(1);
+            let depth = config.set_max_stack_depth(depth);
             let passthrough = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH);
             if depth.is_err() || passthrough.is_err() {
                 tracing::debug!("the kernel offers no backing files");

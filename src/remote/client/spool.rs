@@ -42,7 +42,7 @@ use crate::remote::wire::message::{Attr, Empty, FileKind};
 use crate::remote::wire::{Reply, Request};
 
 /// The share of the spool that one file may have.
-const SHARE: u64 = 4;
+pub(crate) const SHARE: u64 = 4;
 
 /// What is fetched ahead of a reader, and at a time: chunks.
 const AHEAD: u32 = 8;
@@ -165,9 +165,9 @@ impl Spool {
         }
     }
 
-    /// Whether the kernel can read copies by itself.
-    pub(super) fn has_kernel(&self) -> bool {
-        self.kernel.device().is_some()
+    /// If the kernel can read copies by itself, how high the mount is stacked then.
+    pub(super) fn depth(&self) -> Option<u32> {
+        self.kernel.device().map(|_| self.store.depth())
     }
 
     fn find(&self, node: u64) -> Option<Arc<Copy>> {
@@ -449,7 +449,9 @@ impl Spool {
         };
         let size = u32::try_from(end.checked_sub(offset)?).ok()?;
         let (bytes, version) = connection.fetch(&about, size)?;
-        self.counts.fetched.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.counts
+            .fetched
+            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
         // Without a version it is the lease that tells: it is looked at once more before anything is kept.
         if version != known.version || bytes.len() as u64 != u64::from(size) {
             copy.lose();

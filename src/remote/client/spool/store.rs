@@ -22,6 +22,7 @@ use thiserror::Error;
 use tracing::{debug, warn};
 
 use super::copy::Copy;
+use crate::fs::kernel::stack_depth;
 
 /// What is fetched and kept at a time, bytes. The last of a file is shorter.
 pub(super) const CHUNK: u64 = 128 << 10;
@@ -260,7 +261,7 @@ pub(super) struct Store {
     pub limit: u64,
     entries: Mutex<Entries>,
     /// Held for as long as the directory is ours.
-    _lock: Option<Flock<File>>,
+    lock: Option<Flock<File>>,
 }
 
 impl Store {
@@ -289,13 +290,21 @@ impl Store {
             dir,
             limit,
             entries: Mutex::new(entries),
-            _lock: lock,
+            lock,
         })
     }
 
     /// Where it is, if it is in a directory.
     pub fn directory(&self) -> Option<&Path> {
         self.dir.as_deref()
+    }
+
+    /// How high a file system is stacked whose files these copies back.
+    pub fn depth(&self) -> u32 {
+        // If nobody knows, the kernel refuses.
+        self.lock
+            .as_deref()
+            .map_or(1, |lock| stack_depth(lock).unwrap_or(1))
     }
 
     /// Bytes that are kept.
