@@ -605,10 +605,10 @@ fn what_was_fetched_is_here() {
     assert_eq!(code, 0);
     assert!(said.contains("of which 0 B came from the server"), "{said}");
     // What cannot be done is said, and the rest is done.
-    let (code, said, errors) = fetch(&["large", "tree/1"]);
+    let (code, said, errors) = fetch(&["large", "tree/3"]);
     assert_eq!((code, errors.lines().count()), (1, 1), "{errors}");
     assert!(errors.contains("larger than a quarter of the spool"), "{errors}");
-    assert!(said.starts_with("extfuse: 1 file, 8.8 KiB"), "{said}");
+    assert!(said.starts_with("extfuse: 1 file, 26.4 KiB"), "{said}");
     let missing = text(&mounted.join("missing")).to_owned();
     assert!(refusal(1, &["fetch", &missing]).contains("missing"));
     assert!(refusal(1, &["fetch", "/proc/self/exe"]).contains("on no extfuse mount"));
