@@ -56,6 +56,10 @@ pub struct Line {
     /// room. A file larger than a quarter of it is not kept. Default: 256M in memory, 10G in a directory
     #[arg(long, value_name = "BYTES", value_parser = bytes, requires = "spool")]
     spool_size: Option<u64>,
+    /// Let write(2) return before the server has the data: what else is done here waits for it, others see it when the file
+    /// is closed or brought to the disk, and close(2) or fsync(2) tell of errors
+    #[arg(long)]
+    writeback: bool,
 }
 
 /// Where copies are to be kept.
@@ -175,6 +179,7 @@ impl Line {
             || self.consistency.is_some()
             || self.on_disconnect.is_some()
             || self.spool.is_some()
+            || self.writeback
     }
 }
 
@@ -288,6 +293,9 @@ pub fn mount(
                 Some(valid) => Remote::keeping(connection, kernel, valid),
                 None => Remote::new(connection),
             };
+            if line.writeback {
+                remote = remote.writing_back();
+            }
             if let Some(spool) = spool {
                 remote = remote.spooling(spool);
             }

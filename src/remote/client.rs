@@ -13,6 +13,7 @@ mod kept;
 mod line;
 mod questions;
 mod spool;
+mod writeback;
 
 pub use self::connection::{About, Answer, Connection};
 pub use self::filesystem::Remote;

@@ -16,6 +16,7 @@ mod spool;
 mod tls;
 #[path = "../common/tls_ends.rs"]
 mod tls_ends;
+mod writeback;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};

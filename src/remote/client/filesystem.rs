@@ -35,6 +35,7 @@ use nix::errno::Errno;
 use super::data::{Outcome, Question};
 use super::questions::{Result, data, file, file_at, node, number, senseless};
 use super::spool::{Ahead, Changing};
+use super::writeback::WriteBack;
 use super::{About, Answer, Connection, Spool};
 use crate::Kernel;
 use crate::ebpf::Validity;
@@ -65,6 +66,8 @@ const MAX_COPY: u64 = 64 << 20;
 pub struct Remote {
     /// First, as it ends while the server can still be asked.
     spool: Option<(Arc<Spool>, Ahead)>,
+    /// Before the connection, too.
+    writeback: Option<WriteBack>,
     connection: Arc<Connection>,
     /// For how long what is published holds, at most.
     valid: Validity,
@@ -118,6 +121,7 @@ impl Remote {
     pub fn new(connection: Connection) -> Self {
         Self {
             spool: None,
+            writeback: None,
             connection: Arc::new(connection),
             valid: Validity::For(Duration::ZERO),
             channel: None,
@@ -154,6 +158,51 @@ impl Remote {
         let ahead = Ahead::start(&spool, &self.connection);
         self.spool = Some((spool, ahead));
         self
+    }
+
+    /// The same; write(2) does not wait for the server: fsync(2) and close(2) do, and tell of errors.
+    #[must_use]
+    pub fn writing_back(mut self) -> Self {
+        self.writeback = WriteBack::start(&self.connection);
+        self
+    }
+
+    /// What was written to a node is on the server. Whether there was anything to wait for.
+    fn settle(&self, ino: INodeNo) -> bool {
+        let writeback = self.writeback.as_ref();
+        writeback.is_some_and(|writeback| writeback.settle(ino.0))
+    }
+
+    /// What was written to any node is.
+    fn settle_all(&self) {
+        if let Some(writeback) = &self.writeback {
+            writeback.settle_all();
+        }
+    }
+
+    /// The same for one node, and what an open file has not been told of yet.
+    fn finish(&self, ino: INodeNo, fh: FileHandle) -> Result<()> {
+        let writeback = self.writeback.as_ref();
+        writeback.map_or(Ok(()), |writeback| writeback.finish(ino.0, fh.0))
+    }
+
+    /// A file was opened.
+    fn opened(&self, node: u64, handle: u64, flags: i32) {
+        if let Some(writeback) = self.writeback.as_ref().filter(|_| writes(flags)) {
+            writeback.opened(node, handle);
+        }
+    }
+
+    /// An entry as it is when what was written to its node is on the server.
+    fn settled(&self, entry: Entry) -> Result<Entry> {
+        let writeback = self.writeback.as_ref();
+        if !writeback.is_some_and(|writeback| writeback.settle(entry.node)) {
+            return Ok(entry);
+        }
+        let attr = self
+            .connection
+            .ask_attr(INodeNo(entry.node), &Request::Getattr(Empty))?;
+        Ok(Entry { attr, ..entry })
     }
 
     /// How often the kernel has asked.
@@ -278,6 +327,7 @@ impl Filesystem for Remote {
             self.connection
                 .ask_entry(parent, &Request::Lookup(Lookup { name }), self.valid)
         });
+        let result = result.and_then(|entry| self.settled(entry));
         self.reply_entry(Opcode::Lookup, reply, result);
     }
 
@@ -292,6 +342,7 @@ impl Filesystem for Remote {
 
     fn getattr(&self, _req: &FuseRequest, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         self.count(Opcode::Getattr);
+        self.settle(ino);
         self.reply_attr(
             Opcode::Getattr,
             reply,
@@ -318,6 +369,7 @@ impl Filesystem for Remote {
         reply: ReplyAttr,
     ) {
         self.count(Opcode::Setattr);
+        self.settle(ino);
         let set = SetAttr {
             mode,
             uid,
@@ -445,6 +497,8 @@ impl Filesystem for Remote {
             Opcode::Rename2
         };
         self.count(opcode);
+        // Nobody finds a file by its name that is not what was written before it got that.
+        self.settle_all();
         let result = name(leaf).and_then(|old| {
             let rename = Rename {
                 name: old,
@@ -460,6 +514,7 @@ impl Filesystem for Remote {
 
     fn link(&self, _req: &FuseRequest, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         self.count(Opcode::Link);
+        self.settle(ino);
         let result = name(newname).and_then(|name| {
             let link = Link {
                 parent: newparent.0,
@@ -472,12 +527,16 @@ impl Filesystem for Remote {
 
     fn open(&self, _req: &FuseRequest, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.count(Opcode::Open);
+        self.settle(ino);
         let _changing = (flags.0 & libc::O_TRUNC != 0).then(|| self.changing(ino));
         match self
             .connection
             .ask_open(ino, &Request::Open(Open { flags: flags.0 }))
         {
-            Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(flags.0)),
+            Ok(opened) => {
+                self.opened(ino.0, opened.handle, flags.0);
+                reply.opened(FileHandle(opened.handle), open_flags(flags.0));
+            }
             Err(errno) => reply.error(self.refused(Opcode::Open, errno)),
         }
     }
@@ -507,6 +566,7 @@ impl Filesystem for Remote {
             Ok(created) => {
                 // It may have been there, and be empty now.
                 drop(self.changing(INodeNo(created.entry.node)));
+                self.opened(created.entry.node, created.handle, flags);
                 reply.created(
                     &Duration::ZERO,
                     &entry_attr(&created.entry),
@@ -531,6 +591,7 @@ impl Filesystem for Remote {
         reply: ReplyData,
     ) {
         self.count(Opcode::Read);
+        self.settle(ino);
         // No READ is larger: see `MAX_WRITE`.
         let size = size.min(MAX_PAYLOAD);
         let about = file_at(ino, fh, offset);
@@ -585,7 +646,17 @@ impl Filesystem for Remote {
         if write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
             about.flags = Flags::WRITE_BACK;
         }
-        let _changing = self.changing(ino);
+        let changing = self.changing(ino);
+        // Pages are written back by who may wait.
+        let waits =
+            about.flags.contains(Flags::WRITE_BACK) || flags.0 & (libc::O_DSYNC | libc::O_DIRECT) != 0;
+        if let Some(writeback) = &self.writeback {
+            if !waits {
+                writeback.write(&about, data, changing);
+                return reply.written(data.len() as u32);
+            }
+            writeback.settle(ino.0);
+        }
         let result = self.connection.ask(&about, &Request::Write(Data(data)));
         self.reply_written(Opcode::Write, reply, data.len() as u64, result);
     }
@@ -593,7 +664,9 @@ impl Filesystem for Remote {
     fn flush(&self, _req: &FuseRequest, ino: INodeNo, fh: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
         self.count(Opcode::Flush);
         let flush = Request::Flush(Flush { owner: owner.0 });
-        self.empty(Opcode::Flush, reply, self.connection.ask(&file(ino, fh), &flush));
+        let finished = self.finish(ino, fh);
+        let result = self.connection.ask(&file(ino, fh), &flush);
+        self.empty(Opcode::Flush, reply, finished.and(result));
     }
 
     fn release(
@@ -607,6 +680,10 @@ impl Filesystem for Remote {
         reply: ReplyEmpty,
     ) {
         self.count(Opcode::Release);
+        if let Some(writeback) = &self.writeback {
+            writeback.settle(ino.0);
+            writeback.closed(ino.0, fh.0);
+        }
         let owner = lock_owner.map(|owner| owner.0);
         let release = Request::Release(Release { owner });
         self.empty(
@@ -622,11 +699,9 @@ impl Filesystem for Remote {
             flags: sync_flags(datasync),
             ..file(ino, fh)
         };
-        self.empty(
-            Opcode::Fsync,
-            reply,
-            self.connection.ask(&about, &Request::Fsync(Empty)),
-        );
+        let finished = self.finish(ino, fh);
+        let result = self.connection.ask(&about, &Request::Fsync(Empty));
+        self.empty(Opcode::Fsync, reply, finished.and(result));
     }
 
     fn opendir(&self, _req: &FuseRequest, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -706,6 +781,7 @@ impl Filesystem for Remote {
         reply: ReplyEmpty,
     ) {
         self.count(Opcode::Setxattr);
+        self.settle(ino);
         let result = ruled(XattrName::new(attribute.as_bytes())).and_then(|name| {
             let setxattr = Setxattr {
                 name,
@@ -720,8 +796,15 @@ impl Filesystem for Remote {
 
     fn getxattr(&self, _req: &FuseRequest, ino: INodeNo, attribute: &OsStr, size: u32, reply: ReplyXattr) {
         self.count(Opcode::Getxattr);
-        let result = ruled(XattrName::new(attribute.as_bytes()))
-            .and_then(|name| self.connection.ask_xattr(ino, name, size, self.valid));
+        let ask = || {
+            ruled(XattrName::new(attribute.as_bytes()))
+                .and_then(|name| self.connection.ask_xattr(ino, name, size, self.valid))
+        };
+        let mut result = ask();
+        // Capabilities, which end with a write. That there are none the kernel asks before each.
+        if result.is_ok() && self.settle(ino) {
+            result = ask();
+        }
         self.xattr(Opcode::Getxattr, reply, size, result);
     }
 
@@ -771,6 +854,7 @@ impl Filesystem for Remote {
         reply: ReplyEmpty,
     ) {
         self.count(Opcode::Fallocate);
+        self.settle(ino);
         let fallocate = Request::Fallocate(Fallocate { length, mode });
         let _changing = self.changing(ino);
         let result = self.connection.ask(&file_at(ino, fh, offset), &fallocate);
@@ -787,6 +871,7 @@ impl Filesystem for Remote {
         reply: ReplyLseek,
     ) {
         self.count(Opcode::Lseek);
+        self.settle(ino);
         let about = file_at(ino, fh, offset.cast_unsigned());
         let found = self
             .connection
@@ -815,6 +900,8 @@ impl Filesystem for Remote {
         reply: ReplyWrite,
     ) {
         self.count(Opcode::CopyFileRange);
+        self.settle(ino_in);
+        self.settle(ino_out);
         // Fewer bytes than asked for are as good as all, and come sooner.
         let length = len.min(MAX_COPY);
         let _changing = self.changing(ino_out);

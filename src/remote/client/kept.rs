@@ -147,6 +147,12 @@ impl Kept {
         }
     }
 
+    /// What the kernel has of a node's data may not be what the server has.
+    pub fn data_is_void(&self, node: u64) {
+        let node = NodeId(node);
+        self.with(|cache| cache.invalidate(&[Key::Data(node), Key::Attr(node)]));
+    }
+
     /// The server is gone.
     pub fn void(&self) {
         if let Some(spool) = self.spool.spool() {
