@@ -40,7 +40,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Mount(Box<mount::Mount>),
-    Serve(serve::Serve),
+    Serve(Box<serve::Serve>),
     Umount(umount::Umount),
     Fetch(fetch::Fetch),
     Stat(stat::Stat),

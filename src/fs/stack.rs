@@ -216,6 +216,16 @@ impl Stack {
         Ok(hard)
     }
 
+    /// How many nodes are known, the root included.
+    pub(crate) fn known(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// How many files and directories are open.
+    pub(crate) fn open_ones(&self) -> usize {
+        self.files.len() + self.dirs.len()
+    }
+
     /// How many requests came up, by opcode. The counts go on when the file system itself is moved into a
     /// session.
     #[must_use]

@@ -12,6 +12,7 @@ mod joined;
 #[path = "../common/link.rs"]
 #[allow(dead_code, reason = "only breaking is of interest here")]
 mod link;
+mod serving;
 mod spool;
 mod tls;
 #[path = "../common/tls_ends.rs"]

@@ -47,6 +47,14 @@ impl Owned {
         }
     }
 
+    /// The attributes that it tells, if it does.
+    pub fn attr_mut(&mut self) -> Option<&mut message::Attr> {
+        match self {
+            Self::Whole(Reply::Getattr(attr) | Reply::Setattr(attr)) => Some(attr),
+            reply => reply.entry_mut().map(|entry| &mut entry.attr),
+        }
+    }
+
     pub fn as_reply(&self) -> Reply<'_> {
         match self {
             Self::Whole(reply) => reply.clone(),

@@ -380,6 +380,23 @@ impl Session<'_> {
         Ok(keep)
     }
 
+    /// Whether the client may have one more of what the request would give it.
+    fn has_room(&self, request: &Request<'_>) -> Result<(), Errno> {
+        let (options, stack) = (&self.shared.options, &self.common.stack);
+        let room = match request {
+            Request::Open(_) | Request::Opendir(_) => stack.open_ones() < options.open,
+            Request::Create(_) => stack.open_ones() < options.open && stack.known() < options.nodes,
+            Request::Lookup(_) | Request::Mknod(_) | Request::Mkdir(_) | Request::Symlink(_) => {
+                stack.known() < options.nodes
+            }
+            _ => true,
+        };
+        if !room {
+            tracing::warn!("a client has as many files as it may");
+        }
+        room.then_some(()).ok_or(Errno::ENFILE)
+    }
+
     /// The version of the node after it was read, for a client that knows one: if it is that, it was that all the
     /// time since.
     fn version_if_known(&self, header: &Header) -> u64 {
@@ -401,6 +418,13 @@ impl Session<'_> {
                 return self.refuse(header, error.errno() as u32, false);
             }
         };
+        let mut request = request;
+        let allowed = self
+            .has_room(&request)
+            .and_then(|()| self.shared.options.ids.request(&mut request));
+        if let Err(errno) = allowed {
+            return self.refuse(header, errno as u32, false);
+        }
         let (change, mut keep) = match self.begin(header, &request) {
             Ok(begun) => begun,
             Err(errno) => return self.refuse(header, errno as u32, false),
@@ -430,7 +454,10 @@ impl Session<'_> {
         }
         drop(change);
         match answered {
-            Ok(Answer { reply, number }) => {
+            Ok(Answer { mut reply, number }) => {
+                if let Some(attr) = reply.attr_mut() {
+                    self.shared.options.ids.attr(attr);
+                }
                 let header = Header {
                     offset: number,
                     ..reply_to(header, keep)
