@@ -6,8 +6,12 @@ mod certificates;
 mod clients;
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../pure_wire/dice.rs"]
+#[allow(dead_code, reason = "only requests are of interest here")]
+mod dice;
 #[path = "../fsx/exerciser.rs"]
 mod exerciser;
+mod fuzz;
 mod joined;
 #[path = "../common/link.rs"]
 #[allow(dead_code, reason = "only breaking is of interest here")]
