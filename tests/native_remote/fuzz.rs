@@ -14,7 +14,8 @@ use std::time::{Duration, Instant, SystemTime};
 use extfuse::remote::client::{About, Connection};
 use extfuse::remote::server::Options;
 use extfuse::remote::wire::message::{
-    Caller, Create, Empty, Hello, Link, Lookup, Open, Rename, SessionId, Unlink, Versions, Wanted,
+    Caller, Create, Empty, Hello, Link, Lookup, Open, Read as ReadRequest, Rename, SessionId, Unlink,
+    Versions, Wanted,
 };
 use extfuse::remote::wire::{Export, FrameWriter, Header, Kind, Name, Request, Side, Sizes};
 use nix::mount::{MsFlags, mount, umount};
@@ -37,11 +38,7 @@ fn hello(session: Wanted, keeps: bool) -> Request<'static> {
     })
 }
 
-/// Names of what is there, and of ways out.
 fn name(dice: &mut Dice) -> Name {
-    const NAMES: [&str; 10] = [
-        "file", "dir", "absolute", "relative", "to-dir", "new", "other", "...", "dir2", "file2",
-    ];
     Name::new(NAMES[dice.below(NAMES.len())]).unwrap()
 }
 
@@ -54,7 +51,7 @@ fn request(dice: &mut Dice) -> Request<'static> {
         libc::O_WRONLY,
         libc::O_RDWR | libc::O_TRUNC,
     ];
-    match dice.below(12) {
+    match dice.below(15) {
         0..3 => Request::Lookup(Lookup { name: name(dice) }),
         3 => Request::Open(Open {
             flags: flags[dice.below(4)],
@@ -80,6 +77,7 @@ fn request(dice: &mut Dice) -> Request<'static> {
         7 => Request::Unlink(Unlink { name: name(dice) }),
         8 => Request::Readlink(Empty),
         9 => Request::Opendir(Empty),
+        10..13 => Request::Read(ReadRequest { size: 4096 }),
         _ => {
             let mut all = dice.requests(&[0x5a; 300]);
             all.swap_remove(dice.below(all.len()))
@@ -90,10 +88,10 @@ fn request(dice: &mut Dice) -> Request<'static> {
 /// One connection of somebody who is up to no good; how many requests it sent.
 fn attack(dice: &mut Dice, server: &Inside) -> u64 {
     let mut stream = server.connect();
-    stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
     stream.set_write_timeout(Some(Duration::from_secs(5))).unwrap();
     let mut sent = 0;
-    let mut bytes = Vec::new();
+    let (mut bytes, mut heard) = (Vec::new(), Vec::new());
     match dice.below(8) {
         // Not even a frame.
         0 => bytes.extend((0..dice.below(2000)).map(|_| dice.below(256) as u8)),
@@ -114,12 +112,24 @@ fn attack(dice: &mut Dice, server: &Inside) -> u64 {
                 &hello(Wanted::New, dice.below(2) == 0),
                 dice,
             );
-            for number in 2..2 + dice.below(200) as u64 {
+            let mut number = 1;
+            if dice.below(3) == 0 {
+                // One who looks at everything first, each time when he has heard what there is.
+                for (step, of) in walk(dice) {
+                    for request in step {
+                        number += 1;
+                        frame(&mut bytes, number, of, &request, dice);
+                    }
+                    let _ = stream.write_all(&std::mem::take(&mut bytes));
+                    hear(&mut stream, &mut heard);
+                }
+            }
+            for number in number + 1..number + 1 + dice.below(200) as u64 {
                 let request = request(dice);
                 let of = match dice.below(6) {
                     0 => (1, 0),
                     1 => (u64::MAX, u64::MAX),
-                    _ => (dice.below(30) as u64, dice.below(30) as u64),
+                    _ => (dice.below(9) as u64, dice.below(9) as u64),
                 };
                 frame(&mut bytes, number, of, &request, dice);
                 sent += 1;
@@ -135,37 +145,60 @@ fn attack(dice: &mut Dice, server: &Inside) -> u64 {
         1 => bytes.truncate(dice.below(bytes.len() + 1)),
         _ => {}
     }
-    let mut heard = Vec::new();
-    let mut hear = |stream: &mut TcpStream| {
-        let mut part = [0; 64 << 10];
-        loop {
-            match stream.read(&mut part) {
-                Ok(0) => return false,
-                Ok(n) => heard.extend_from_slice(&part[..n]),
-                Err(error) => return matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
-            }
-            if heard.len() > 8 << 20 {
-                return false;
-            }
-        }
-    };
     for part in bytes.chunks(4096) {
         // It may be closed by now.
         if stream.write_all(part).is_err() {
             break;
         }
-        if dice.below(4) == 0 && !hear(&mut stream) {
+        if dice.below(4) == 0 && !hear(&mut stream, &mut heard) {
             break;
         }
     }
     if dice.below(2) == 0 {
         let _ = stream.shutdown(Shutdown::Write);
     }
-    hear(&mut stream);
+    hear(&mut stream, &mut heard);
     let found = heard.windows(SECRET.len()).any(|window| window == SECRET);
     assert!(!found, "somebody has read what is outside");
     sent
 }
+
+/// Takes what there is to hear; whether there may be more later.
+fn hear(stream: &mut TcpStream, heard: &mut Vec<u8>) -> bool {
+    let mut part = [0; 64 << 10];
+    while heard.len() < 8 << 20 {
+        match stream.read(&mut part) {
+            Ok(0) => return false,
+            Ok(n) => heard.extend_from_slice(&part[..n]),
+            Err(error) => return matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+        }
+    }
+    false
+}
+
+/// Steps, and of what node and handle they are.
+fn walk(dice: &mut Dice) -> Vec<(Vec<Request<'static>>, (u64, u64))> {
+    let lookup = |name: &str| {
+        Request::Lookup(Lookup {
+            name: Name::new(name).unwrap(),
+        })
+    };
+    let flags = libc::O_RDONLY;
+    let mut steps = vec![(NAMES.map(lookup).into(), (1, 0))];
+    // Nodes have numbers in the order in which they are found, whatever is found.
+    let below = (2..9).map(|node| (vec![lookup("file"), Request::Readlink(Empty)], (node, 0)));
+    steps.extend(below);
+    let opened = (2..14).map(|node| (vec![Request::Open(Open { flags })], (node, 0)));
+    steps.extend(opened.filter(|_| dice.below(2) == 0));
+    let read = |handle| (vec![Request::Read(ReadRequest { size: 4096 })], (2, handle));
+    steps.extend((1..9).map(read));
+    steps
+}
+
+/// Names of what is there, and of ways out.
+const NAMES: [&str; 10] = [
+    "file", "dir", "absolute", "relative", "to-dir", "new", "other", "...", "dir2", "file2",
+];
 
 /// Puts a frame behind others; now and then one whose payload is of another kind.
 fn frame(
@@ -182,7 +215,7 @@ fn frame(
     let header = Header {
         node,
         handle,
-        offset: [0, 0, 4096, u64::MAX][dice.below(4)],
+        offset: [0, 0, 0, 0, 0, 0, 4096, u64::MAX][dice.below(8)],
         ..Header::request(kind, number)
     };
     let Ok(payload) = request.payload() else { return };
