@@ -12,6 +12,9 @@ mod flipper;
 mod guest;
 #[path = "common/linear.rs"]
 mod linear;
+#[path = "common/link.rs"]
+#[allow(dead_code, reason = "only muting is of interest here")]
+mod link;
 #[path = "common/histories.rs"]
 mod players;
 #[path = "guest_remote/spool.rs"]
@@ -20,6 +23,8 @@ mod spool;
 mod tls;
 #[path = "common/tls_ends.rs"]
 mod tls_ends;
+#[path = "guest_remote/writeback.rs"]
+mod writeback;
 #[path = "common/xattr.rs"]
 mod xattr;
 

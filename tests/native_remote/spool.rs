@@ -400,6 +400,30 @@ fn a_daemon_that_is_killed_leaves_nothing_wrong() {
 }
 
 #[test]
+fn what_was_new_when_it_was_read_is_kept_when_it_has_a_version() {
+    let scene = Scene::new();
+    let new = bytes(4, 500_000);
+    let mut mounted = scene.mount_kept();
+    fs::write(scene.there("file"), &new).unwrap();
+    assert_eq!(fs::read(mounted.join("file")).unwrap(), new);
+    // It is asked now and then, and written down.
+    eventually(|| {
+        let found = fs::read_dir(scene.cache())
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
+        found
+            .into_iter()
+            .any(|path| path.extension().is_some_and(|is| is == "index"))
+    });
+    mounted.signal(Signal::SIGKILL);
+    mounted.wait();
+    let _ = Command::new("umount").arg("-l").arg(mounted.path()).output();
+    let mounted = scene.mount_kept();
+    assert_eq!(fs::read(mounted.join("file")).unwrap(), new);
+    assert_eq!(figures(&mounted).fetched, 0);
+}
+
+#[test]
 fn a_disk_that_is_full_costs_nobody_anything() {
     let scene = Scene::new();
     let all: Vec<_> = (0..8).map(|number| bytes(number, 1 << 20)).collect();
