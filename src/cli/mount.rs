@@ -17,11 +17,11 @@ use sd_notify::NotifyState;
 
 use super::daemon::{Herald, Launched, launch};
 use super::remote::{self, How, Line, Source};
-use super::{Failure, complain, notify};
+use super::{Failure, complain, notify, say};
 
 /// Mount a directory somewhere else, or what a server has, through extfuse.
 ///
-/// A server's directory is extfuse://HOST:PORT/NAME, without NAME the one that it serves without a name, or
+/// Prints one line when it is mounted. A server's directory is extfuse://HOST:PORT/NAME, without NAME the one that it serves without a name, or
 /// extfuse+unix:SOCKET. With the module its answers are kept until the server takes them back; without it, or with
 /// --consistency strict, everything is asked of the server.
 ///
@@ -107,10 +107,23 @@ impl Mount {
         if self.foreground {
             return self.serve(options, server, None);
         }
+        let line = self.ready_line();
         match launch()? {
-            Launched::Command(result) => result,
+            Launched::Command(result) => {
+                let code = result?;
+                say(&line)?;
+                Ok(code)
+            }
             Launched::Daemon(herald) => self.serve(options, server, Some(herald)),
         }
+    }
+
+    fn ready_line(&self) -> String {
+        format!(
+            "extfuse: {} is mounted at {}\n",
+            self.source.display(),
+            self.mountpoint.display()
+        )
     }
 
     /// That what was said goes with a server.
@@ -138,6 +151,7 @@ impl Mount {
         server: Option<Source>,
         herald: Option<Herald>,
     ) -> Result<ExitCode, Failure> {
+        let line = self.ready_line();
         let alone = herald.as_ref().map_or(Ok(()), Herald::leave_terminal);
         let mounted = alone.and_then(|()| match server {
             Some(source) => self.mount_remote(source, options),
@@ -155,7 +169,10 @@ impl Mount {
         };
         match herald {
             Some(herald) => herald.ready()?,
-            None => notify(NotifyState::Ready),
+            None => {
+                say(&line)?;
+                notify(NotifyState::Ready);
+            }
         }
         serve()?;
         Ok(ExitCode::SUCCESS)

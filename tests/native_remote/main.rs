@@ -16,6 +16,7 @@ mod joined;
 #[path = "../common/link.rs"]
 #[allow(dead_code, reason = "only breaking is of interest here")]
 mod link;
+mod postgres;
 mod serving;
 mod spool;
 mod tls;

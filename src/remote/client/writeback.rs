@@ -318,3 +318,95 @@ impl Shared {
         self.done.notify_all();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(number: u64, offset: u64, len: usize, flags: Flags) -> Write {
+        Write {
+            number,
+            about: About {
+                offset,
+                flags,
+                handle: 1,
+                ..About::default()
+            },
+            len,
+            data: vec![0; len],
+            sent: false,
+            _changing: None,
+        }
+    }
+
+    /// The numbers of those that can be sent at once, in the order in which they are.
+    fn sent(node: &mut Node) -> Vec<u64> {
+        std::iter::from_fn(|| {
+            let write = node.next()?;
+            write.sent = true;
+            // As whoever sends them does.
+            write.data = Vec::new();
+            Some(write.number)
+        })
+        .collect()
+    }
+
+    fn done(node: &mut Node, number: u64) {
+        node.writes.retain(|write| write.number != number);
+    }
+
+    #[test]
+    fn what_overlaps_is_sent_in_its_order() {
+        let mut node = Node::default();
+        for (number, offset) in [(1, 0), (2, 5), (3, 20), (4, 14), (5, 30)] {
+            node.writes.push_back(write(number, offset, 10, Flags::empty()));
+        }
+        assert_eq!(sent(&mut node), [1, 3, 5]);
+        done(&mut node, 1);
+        assert_eq!(sent(&mut node), [2]);
+        done(&mut node, 3);
+        assert!(sent(&mut node).is_empty());
+        done(&mut node, 2);
+        assert_eq!(sent(&mut node), [4]);
+    }
+
+    #[test]
+    fn what_is_appended_is_sent_alone() {
+        let mut node = Node::default();
+        node.writes.push_back(write(1, 0, 10, Flags::empty()));
+        node.writes.push_back(write(2, 100, 10, Flags::APPEND));
+        node.writes.push_back(write(3, 200, 10, Flags::empty()));
+        for number in 1..4 {
+            assert_eq!(sent(&mut node), [number]);
+            done(&mut node, number);
+        }
+    }
+
+    #[test]
+    fn what_goes_on_is_put_together() {
+        let before = write(1, 100, 10, Flags::empty());
+        let about = |offset| About {
+            offset,
+            handle: 1,
+            ..About::default()
+        };
+        assert!(before.goes_on(&about(110), 5));
+        assert!(!before.goes_on(&about(109), 5));
+        assert!(!before.goes_on(&about(111), 5));
+        assert!(!before.goes_on(&about(110), TOGETHER));
+        // Through another open file, whose errors are others'.
+        let other = About {
+            handle: 2,
+            ..about(110)
+        };
+        assert!(!before.goes_on(&other, 5));
+        let appended = About {
+            flags: Flags::APPEND,
+            ..about(0)
+        };
+        assert!(!before.goes_on(&appended, 5));
+        assert!(write(1, 100, 10, Flags::APPEND).goes_on(&appended, 5));
+        let sent = Write { sent: true, ..before };
+        assert!(!sent.goes_on(&about(110), 5));
+    }
+}
