@@ -17,6 +17,7 @@ mod grace;
 mod greeting;
 mod leases;
 mod listener;
+mod locks;
 mod session;
 mod sessions;
 mod touches;
@@ -38,6 +39,7 @@ use self::grace::Grace;
 use self::greeting::Part;
 use self::leases::Leases;
 use self::listener::Listener;
+use self::locks::{Locks, Releases};
 use self::sessions::{Common, Sessions};
 use super::tls::{Secured, ServerTls};
 use super::wire::auth::{Binding, Token};
@@ -189,6 +191,7 @@ struct Shared {
     exports: Vec<Export>,
     options: Options,
     leases: Arc<Leases>,
+    releases: Arc<Releases>,
     sessions: Sessions,
     live: Mutex<Live>,
     ended: Condvar,
@@ -203,6 +206,14 @@ struct Live {
     /// them any more, and its thread ends.
     strangers: BTreeSet<u64>,
     served: usize,
+}
+
+impl Shared {
+    /// Those of a session that begins.
+    fn locks(&self) -> Locks {
+        // Whoever waits takes a thread of the connection's.
+        Locks::new(Arc::clone(&self.releases), self.options.threads / 4)
+    }
 }
 
 /// A connection's place among those that there are, until it is dropped.
@@ -301,6 +312,7 @@ impl Server {
             grace,
             shared: Arc::new(Shared {
                 leases: Arc::new(Leases::new(options.lease, options.told, not_before)),
+                releases: Arc::default(),
                 exports,
                 options,
                 sessions: Sessions::default(),

@@ -227,7 +227,13 @@ fn part<'s>(
     session.0.copy_from_slice(&id[..16]);
     let begun = shared
         .sessions
-        .begin(session, export.name.clone(), stack, requests(&shared.options));
+        .begin(
+            session,
+            export.name.clone(),
+            stack,
+            shared.locks(),
+            requests(&shared.options),
+        );
     Ok(Ok((session, Part::Own { begun, before })))
 }
 
