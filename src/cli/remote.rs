@@ -43,6 +43,25 @@ pub struct Line {
     /// once. When it is there again, the mount goes on
     #[arg(long, value_name = "HOW", value_parser = disconnected)]
     on_disconnect: Option<Disconnected>,
+    /// Whom locks of flock(2) and fcntl(2) exclude: shared (the default): all who use the directory, through whatever
+    /// mount or on the server; local: those who use this mount, without asking the server
+    #[arg(long, value_name = "WHOSE", value_parser = locks)]
+    locks: Option<Whose>,
+}
+
+/// Whose locks exclude each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whose {
+    Shared,
+    Local,
+}
+
+fn locks(text: &str) -> Result<Whose, String> {
+    match text {
+        "shared" => Ok(Whose::Shared),
+        "local" => Ok(Whose::Local),
+        _ => Err("shared or local expected".into()),
+    }
 }
 
 fn disconnected(text: &str) -> Result<Disconnected, String> {
@@ -126,6 +145,7 @@ impl Line {
             || self.timeout.is_some()
             || self.consistency.is_some()
             || self.on_disconnect.is_some()
+            || self.locks.is_some()
     }
 }
 
@@ -181,6 +201,7 @@ pub fn mount(
         timeout: line.timeout.unwrap_or(Duration::from_secs(30)),
     };
     let timeout = target.timeout;
+    let shares = line.locks != Some(Whose::Local);
     let connection = Connection::open(&target)?;
     let valid = consistency.valid(connection.keep()).filter(|_| keeps);
     let options = extfuse::MountOptions {
@@ -197,26 +218,31 @@ pub fn mount(
         opens: valid.is_some(),
         ..extfuse::MountOptions::default()
     };
-    Ok(mount_counted(
-        how.mountpoint,
-        &options,
-        Some(supervisor),
-        |kernel, device| {
-            let mut remote = match valid {
-                Some(valid) => Remote::keeping(connection, kernel, valid),
-                None => Remote::new(connection),
-            };
-            if let Some(device) = device {
-                let channel = Channel::new(device, None, timeout).map_err(SessionError::Handshake)?;
-                remote = remote.through(channel);
-            }
-            let sources = Sources {
-                upcalls: Some(remote.upcalls()),
-                remote: Some(remote.connection().figures()),
-            };
-            Ok((remote, sources))
-        },
-    )?)
+    let mut pages = None;
+    let session = mount_counted(how.mountpoint, &options, Some(supervisor), |kernel, device| {
+        let side = kernel.clone();
+        let mut remote = match valid {
+            Some(valid) => Remote::keeping(connection, kernel, valid),
+            None => Remote::new(connection),
+        };
+        if let Some(device) = device {
+            let channel = Channel::new(device, None, timeout).map_err(SessionError::Handshake)?;
+            remote = remote.through(channel);
+        }
+        if shares {
+            remote = remote.sharing_locks(&side);
+            pages = remote.pages();
+        }
+        let sources = Sources {
+            upcalls: Some(remote.upcalls()),
+            remote: Some(remote.connection().figures()),
+        };
+        Ok((remote, sources))
+    })?;
+    if let (Some(pages), Some(notifier)) = (pages, session.notifier()) {
+        pages.are_given_up_by(notifier);
+    }
+    Ok(session)
 }
 
 #[cfg(test)]

@@ -11,8 +11,10 @@ mod greeting;
 mod keeper;
 mod kept;
 mod line;
+mod locks;
 mod questions;
 
 pub use self::connection::{About, Answer, Connection};
 pub use self::filesystem::Remote;
 pub use self::greeting::{ConnectError, Disconnected, Target};
+pub use self::locks::Pages;

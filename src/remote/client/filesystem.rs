@@ -8,8 +8,8 @@
 //! kept, until the server takes it back or is not heard of for its lease (`kept.rs`).
 //!
 //! Permissions are checked by this machine's kernel, by the modes and ACLs that the server answers: INIT
-//! insists on POSIX ACLs, which imply `default_permissions`. Locks (`flock`, `fcntl`) are this machine's
-//! kernel's, and hold among those who use this mount.
+//! insists on POSIX ACLs, which imply `default_permissions`. Locks (`flock`, `fcntl`) are the server's, or, if that is
+//! wanted, this machine's kernel's, which hold among those who use this mount.
 //!
 //! A request blocks the thread that has taken it from the kernel until its answer is there; so as many
 //! requests are on the way at once as the mount has threads.
@@ -27,12 +27,13 @@ use std::time::{Duration, SystemTime};
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno as FuseErrno, FileAttr, FileHandle, Filesystem, FopenFlags,
     Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request as FuseRequest, TimeOrNow, WriteFlags,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request as FuseRequest, TimeOrNow, WriteFlags,
 };
 use nix::errno::Errno;
 
 use super::data::{Outcome, Question};
+use super::locks::{Locks, Pages, Wish};
 use super::questions::{Result, data, file, file_at, node, number, senseless};
 use super::{About, Answer, Connection};
 use crate::Kernel;
@@ -41,8 +42,9 @@ use crate::fs::Upcalls;
 use crate::fs::kernel::{agree, left_to_the_kernel, writes};
 use crate::fs::upcalls::Opcode;
 use crate::remote::wire::message::{
-    Attr, Caller, CopyFileRange, Create, Data, Empty, Entry, Fallocate, Flush, Link, Listxattr, Lookup,
-    Lseek, Mkdir, Mknod, Open, Read, Release, Removexattr, Rename, Rmdir, SetAttr, Setxattr, Symlink, Unlink,
+    Attr, Caller, CopyFileRange, Create, Data, Empty, Entry, Fallocate, Flush, Link, Listxattr, Lock,
+    LockKind, LockRange, Lookup, Lseek, Mkdir, Mknod, Open, Read, Release, Removexattr, Rename, Rmdir,
+    SetAttr, Setxattr, Symlink, Unlink,
 };
 use crate::remote::wire::{
     Flags, Kind, MAX_PAYLOAD, Name, Request, Target, WireError, XattrName, XattrValue,
@@ -68,6 +70,16 @@ pub struct Remote {
     /// Where payload goes past this process.
     channel: Option<Channel>,
     upcalls: Arc<Upcalls>,
+    /// Behind the connection: who waits for it ends with it.
+    locks: Option<Shared>,
+}
+
+/// Locks that the server has.
+#[derive(Debug)]
+struct Shared {
+    locks: Locks,
+    /// The kernel says FLUSH wherever a lock may go with it, whatever it was told of the file.
+    flushes: bool,
 }
 
 fn caller(req: &FuseRequest) -> Caller {
@@ -93,11 +105,26 @@ fn sync_flags(data_only: bool) -> Flags {
     }
 }
 
-fn open_flags(flags: i32) -> FopenFlags {
-    match writes(flags) {
-        true => FopenFlags::empty(),
-        // FLUSH is for errors of writing.
-        false => FopenFlags::FOPEN_NOFLUSH,
+fn lock(start: u64, end: u64, typ: i32, pid: u32) -> Option<Lock> {
+    let kind = match typ {
+        libc::F_RDLCK => LockKind::Read,
+        libc::F_WRLCK => LockKind::Write,
+        libc::F_UNLCK => LockKind::Unlock,
+        _ => return None,
+    };
+    Some(Lock {
+        kind,
+        start,
+        end,
+        pid,
+    })
+}
+
+fn lock_type(kind: LockKind) -> i32 {
+    match kind {
+        LockKind::Read => libc::F_RDLCK,
+        LockKind::Write => libc::F_WRLCK,
+        LockKind::Unlock => libc::F_UNLCK,
     }
 }
 
@@ -118,6 +145,7 @@ impl Remote {
             valid: Validity::For(Duration::ZERO),
             channel: None,
             upcalls: Arc::default(),
+            locks: None,
         }
     }
 
@@ -139,6 +167,42 @@ impl Remote {
         Self {
             channel: Some(channel),
             ..self
+        }
+    }
+
+    /// The same; locks of `flock` and `fcntl` are the server's, so that they exclude all who use it. Without, they are
+    /// the kernel's, of this mount alone. Whoever gets one sees what others have written only if the kernel can be
+    /// made to [give up](Self::pages) what it keeps.
+    #[must_use]
+    pub fn sharing_locks(self, kernel: &Kernel) -> Self {
+        let locks = Locks::new(self.connection.asks(), Arc::clone(&self.upcalls));
+        Self {
+            locks: Some(Shared {
+                locks,
+                flushes: kernel.device().is_some(),
+            }),
+            ..self
+        }
+    }
+
+    /// If locks are the server's: what gives up pages when somebody gets one.
+    #[must_use]
+    pub fn pages(&self) -> Option<Pages> {
+        self.locks.as_ref().map(|shared| shared.locks.pages())
+    }
+
+    /// How a file that was opened with these flags is to be used.
+    fn opened(&self, handle: u64, flags: i32) -> FopenFlags {
+        // FLUSH is for errors of writing, and for locks.
+        if writes(flags) {
+            if let Some(shared) = &self.locks {
+                shared.locks.writes(handle);
+            }
+            return FopenFlags::empty();
+        }
+        match &self.locks {
+            Some(Shared { flushes: false, .. }) => FopenFlags::empty(),
+            _ => FopenFlags::FOPEN_NOFLUSH,
         }
     }
 
@@ -179,7 +243,7 @@ impl Remote {
     }
 
     /// Answers a request whose reply has no payload.
-    fn empty(&self, opcode: Opcode, reply: ReplyEmpty, result: Result<Answer>) {
+    fn empty<T>(&self, opcode: Opcode, reply: ReplyEmpty, result: Result<T>) {
         match result {
             Ok(_) => reply.ok(),
             Err(errno) => reply.error(self.refused(opcode, errno)),
@@ -216,10 +280,13 @@ impl Filesystem for Remote {
     fn init(&mut self, _req: &FuseRequest, config: &mut KernelConfig) -> io::Result<()> {
         self.count(Opcode::Init);
         // A node is an inode of the server's, whose target never changes.
-        let wanted = InitFlags::FUSE_PARALLEL_DIROPS
+        let mut wanted = InitFlags::FUSE_PARALLEL_DIROPS
             | InitFlags::FUSE_ASYNC_DIO
             | InitFlags::FUSE_AUTO_INVAL_DATA
             | InitFlags::FUSE_CACHE_SYMLINKS;
+        if self.locks.is_some() {
+            wanted |= InitFlags::FUSE_POSIX_LOCKS | InitFlags::FUSE_FLOCK_LOCKS;
+        }
         agree(config, wanted)?;
         if config.set_max_write(MAX_WRITE).is_err() {
             return Err(Errno::EINVAL.into());
@@ -431,7 +498,10 @@ impl Filesystem for Remote {
             .connection
             .ask_open(ino, &Request::Open(Open { flags: flags.0 }))
         {
-            Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(flags.0)),
+            Ok(opened) => {
+                let how = self.opened(opened.handle, flags.0);
+                reply.opened(FileHandle(opened.handle), how);
+            }
             Err(errno) => reply.error(self.refused(Opcode::Open, errno)),
         }
     }
@@ -463,7 +533,7 @@ impl Filesystem for Remote {
                 &entry_attr(&created.entry),
                 GENERATION,
                 FileHandle(created.handle),
-                open_flags(flags),
+                self.opened(created.handle, flags),
             ),
             Err(errno) => reply.error(self.refused(Opcode::Create, errno)),
         }
@@ -538,7 +608,12 @@ impl Filesystem for Remote {
     fn flush(&self, _req: &FuseRequest, ino: INodeNo, fh: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
         self.count(Opcode::Flush);
         let flush = Request::Flush(Flush { owner: owner.0 });
-        self.empty(Opcode::Flush, reply, self.connection.ask(&file(ino, fh), &flush));
+        let ask = || self.connection.ask(&file(ino, fh), &flush).map(drop);
+        let flushed = match &self.locks {
+            Some(shared) => shared.locks.flush(ino, fh, owner.0, ask),
+            None => ask(),
+        };
+        self.empty(Opcode::Flush, reply, flushed);
     }
 
     fn release(
@@ -554,11 +629,78 @@ impl Filesystem for Remote {
         self.count(Opcode::Release);
         let owner = lock_owner.map(|owner| owner.0);
         let release = Request::Release(Release { owner });
-        self.empty(
-            Opcode::Release,
-            reply,
-            self.connection.ask(&file(ino, fh), &release),
-        );
+        let ask = || self.connection.ask(&file(ino, fh), &release).map(drop);
+        let released = match &self.locks {
+            Some(shared) => shared.locks.release(ino, fh, ask),
+            None => ask(),
+        };
+        self.empty(Opcode::Release, reply, released);
+    }
+
+    fn getlk(
+        &self,
+        _req: &FuseRequest,
+        ino: INodeNo,
+        fh: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        reply: ReplyLock,
+    ) {
+        self.count(Opcode::Getlk);
+        let result = match (&self.locks, lock(start, end, typ, pid)) {
+            (Some(_), Some(lock)) => {
+                let owner = owner.0;
+                self.connection
+                    .ask_lock(&file(ino, fh), LockRange { owner, lock })
+            }
+            (Some(_), None) => Err(Errno::EINVAL),
+            (None, _) => Err(Errno::ENOSYS),
+        };
+        match result {
+            Ok(Lock {
+                kind,
+                start,
+                end,
+                pid,
+            }) => reply.locked(start, end, lock_type(kind), pid),
+            Err(errno) => reply.error(self.refused(Opcode::Getlk, errno)),
+        }
+    }
+
+    fn setlk(
+        &self,
+        req: &FuseRequest,
+        ino: INodeNo,
+        fh: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        let refused = match (&self.locks, lock(start, end, typ, pid)) {
+            (Some(shared), Some(lock)) => {
+                let wish = Wish {
+                    ino,
+                    fh,
+                    owner: owner.0,
+                    lock,
+                    thread: req.pid(),
+                };
+                return shared.locks.set(wish, sleep, reply);
+            }
+            (Some(_), None) => Errno::EINVAL,
+            // It is never asked: INIT has said so.
+            (None, _) => Errno::ENOSYS,
+        };
+        let opcode = if sleep { Opcode::Setlkw } else { Opcode::Setlk };
+        self.count(opcode);
+        reply.error(self.refused(opcode, refused));
     }
 
     fn fsync(&self, _req: &FuseRequest, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {

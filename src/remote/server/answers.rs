@@ -9,8 +9,8 @@ use std::path::Path;
 use fuser::{BackingId, FileHandle, RenameFlags, WriteFlags};
 use nix::errno::Errno;
 
-use crate::abi::NodeId;
 use super::locks::Locks;
+use crate::abi::NodeId;
 use crate::fs::Stack;
 use crate::fs::stack::{Caller, Entry, SetAttr, XattrReply};
 use crate::remote::wire::message::{self, Created, Data, DirEntry, Listing, Opened, Statfs};
