@@ -12,6 +12,9 @@ mod joined;
 #[path = "../common/link.rs"]
 #[allow(dead_code, reason = "only breaking is of interest here")]
 mod link;
+#[path = "../common/locker.rs"]
+mod locker;
+mod locks;
 mod tls;
 #[path = "../common/tls_ends.rs"]
 mod tls_ends;

@@ -243,7 +243,10 @@ impl Locks {
             Err(errno) => return desk.refuse(opcode, errno, reply),
         };
         match desk.attempt(&wish, way, false) {
-            Ok(()) if wish.unlocks() => reply.ok(),
+            Ok(()) if wish.unlocks() => {
+                reply.ok();
+                desk.hurry(wish.ino);
+            }
             Ok(()) => {
                 desk.note(&wish, way);
                 let granted = self.grants.as_ref().map(|grants| grants.send((wish.ino, reply)));
@@ -283,8 +286,11 @@ impl Locks {
             has
         };
         let asked = ask();
-        if has && asked.is_err_and(is_unheard) {
-            desk.leave(owner);
+        if has {
+            match asked {
+                Err(errno) if is_unheard(errno) => desk.leave(owner),
+                _ => desk.hurry(ino),
+            }
         }
         asked
     }
@@ -304,8 +310,10 @@ impl Locks {
             gone
         };
         let asked = ask();
-        if asked.is_err_and(is_unheard) {
-            gone.into_iter().for_each(|owner| desk.leave(owner));
+        match asked {
+            _ if gone.is_empty() => {}
+            Err(errno) if is_unheard(errno) => gone.into_iter().for_each(|owner| desk.leave(owner)),
+            _ => desk.hurry(ino),
         }
         asked
     }
@@ -456,6 +464,19 @@ impl Desk {
         // A session that is no more has no locks.
         self.attempt(&wish, Way::Both, false)
             .map_or_else(|errno| !is_unheard(errno), |()| true)
+    }
+
+    /// Somebody on this mount has let a lock on this file go: who waits for it may get it.
+    fn hurry(&self, ino: INodeNo) {
+        let mut queue = self.queue.lock();
+        let now = Instant::now();
+        for job in &mut queue.jobs {
+            if matches!(&job.task, Task::Wait { wish, .. } if wish.ino == ino) {
+                (job.due, job.pause) = (now, PAUSE.0);
+            }
+        }
+        drop(queue);
+        self.changed.notify_all();
     }
 
     fn add(self: &Arc<Self>, task: Task) {
