@@ -15,8 +15,8 @@
 //! given up first. The kernel may wait for a READ while it does so: never on a thread of the mount's.
 
 mod caller;
+mod taken;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
@@ -28,6 +28,8 @@ use parking_lot::{Condvar, Mutex};
 use tracing::warn;
 
 use self::caller::{Waiter, is_in_flock};
+pub(super) use self::taken::Wish;
+use self::taken::{Owner, Table, Taken, Way};
 use super::calls::Shared;
 use super::questions::{Result, ask_again, file};
 use crate::fs::Upcalls;
@@ -44,86 +46,6 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_mi
 
 /// How soon what could not be let go is tried again, after many failures.
 const LATER: Duration = Duration::from_secs(1);
-
-/// The kernel's number of a file, and that of an owner of locks there.
-type Owner = (u64, u64);
-
-/// A lock that somebody wants, or wants no more.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Wish {
-    pub ino: INodeNo,
-    pub fh: FileHandle,
-    pub owner: u64,
-    pub lock: Lock,
-    /// The thread that asks.
-    pub thread: u32,
-}
-
-impl Wish {
-    fn owner(&self) -> Owner {
-        (self.ino.0, self.owner)
-    }
-
-    fn unlocks(&self) -> bool {
-        self.lock.kind == LockKind::Unlock
-    }
-
-    /// flock(2) is of the whole file, always.
-    fn may_be_flock(&self) -> bool {
-        (self.lock.start, self.lock.end) == (0, LAST)
-    }
-}
-
-/// How the server is to lock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    Fcntl,
-    Flock,
-    /// Nobody knows which of the two it is: so it excludes both.
-    Both,
-}
-
-/// What an owner may have.
-#[derive(Debug, Default)]
-struct Taken {
-    /// Through which open files.
-    handles: BTreeSet<u64>,
-    fcntl: bool,
-    flock: bool,
-    /// Something was taken both ways.
-    both: bool,
-}
-
-impl Taken {
-    fn note(&mut self, wish: &Wish, way: Way) {
-        self.handles.insert(wish.fh.0);
-        self.fcntl |= way == Way::Fcntl;
-        self.flock |= way == Way::Flock;
-        self.both |= way == Way::Both;
-    }
-
-    /// `flock`: whether it is, if that is known.
-    fn way(&self, flock: Option<bool>, unlocks: bool) -> Way {
-        match (flock, self.fcntl, self.flock) {
-            _ if self.both => Way::Both,
-            (Some(false), ..) => Way::Fcntl,
-            (Some(true), ..) => Way::Flock,
-            // Which it is, what there is to be let go tells.
-            (None, true, false) if unlocks => Way::Fcntl,
-            (None, false, true) if unlocks => Way::Flock,
-            (None, ..) => Way::Both,
-        }
-    }
-}
-
-#[derive(Debug, Default)]
-struct Table {
-    taken: BTreeMap<Owner, Taken>,
-    /// Whose locks are still to be let go.
-    leaving: HashSet<Owner>,
-    /// Files that are open for writing: of these alone the server wants to hear FLUSH for its own sake.
-    written: HashSet<u64>,
-}
 
 /// What is to be done when its time has come.
 #[derive(Debug)]
@@ -591,24 +513,5 @@ impl Desk {
                 None
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_nobody_knows_excludes_both_kinds() {
-        let mut taken = Taken::default();
-        assert_eq!(taken.way(None, false), Way::Both);
-        assert_eq!(taken.way(None, true), Way::Both);
-        assert_eq!(taken.way(Some(true), false), Way::Flock);
-        assert_eq!(taken.way(Some(false), true), Way::Fcntl);
-        taken.flock = true;
-        assert_eq!(taken.way(None, true), Way::Flock);
-        assert_eq!(taken.way(None, false), Way::Both);
-        taken.both = true;
-        assert_eq!(taken.way(Some(true), true), Way::Both);
     }
 }
