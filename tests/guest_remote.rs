@@ -12,8 +12,6 @@ mod flipper;
 mod guest;
 #[path = "common/linear.rs"]
 mod linear;
-#[path = "common/locker.rs"]
-mod locker;
 #[path = "guest_remote/locks.rs"]
 mod locks;
 #[path = "common/histories.rs"]

@@ -1,13 +1,40 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Locks of several mounts through the module, which opens and closes files without the daemon.
 
-use std::fs;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::thread;
+use std::time::Duration;
 
-use crate::locker::Locker;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+
+use crate::common::eventually;
 use crate::{Scene, while_running};
 
-const ALL: &str = "lock('f', 'write', 0, 0)";
-const NONE: &str = "lock('f', 'none', 0, 0)";
+const READ: i32 = libc::F_RDLCK;
+const WRITE: i32 = libc::F_WRLCK;
+const NONE: i32 = libc::F_UNLCK;
+
+fn range(kind: i32) -> libc::flock {
+    libc::flock {
+        l_type: kind as _,
+        l_whence: libc::SEEK_SET as _,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
+}
+
+/// A lock of this process; on another mount it is another one's.
+fn lock(file: &File, kind: i32) -> Result<(), Errno> {
+    fcntl(file, FcntlArg::F_SETLK(&range(kind))).map(drop)
+}
+
+/// A lock of the open file.
+fn lock_own(file: &File, kind: i32) -> Result<(), Errno> {
+    fcntl(file, FcntlArg::F_OFD_SETLK(&range(kind))).map(drop)
+}
 
 #[test]
 fn a_close_that_nobody_was_asked_for_lets_locks_go() {
@@ -15,46 +42,55 @@ fn a_close_that_nobody_was_asked_for_lets_locks_go() {
     let (here, there) = (&scene.mounts[0], &scene.mounts[1]);
     let path = here.join("file");
     fs::write(&path, "some bytes").unwrap();
-    let mut two = Locker::of(&there.join("file"));
-    let mut one = Locker::new();
+    let two = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(there.join("file"))
+        .unwrap();
+    let open = || File::open(&path).unwrap();
     for _ in 0..3 {
         fs::read(&path).unwrap();
     }
-    // Opened and closed without a request.
+    let mut warm = None;
     let asked = while_running(here, || {
-        one.open("r", &path, "os.O_RDONLY");
-        assert_eq!(one.says("leave('r')"), "ok");
-        one.open("r", &path, "os.O_RDONLY");
+        drop(open());
+        warm = Some(open());
     });
     assert!(asked.is_empty(), "{asked:?}");
     // A lock through such a file goes with it.
-    assert_eq!(one.says("lock('r', 'read', 0, 0)"), "ok");
-    assert_eq!(two.says(ALL), "EAGAIN");
-    assert_eq!(one.says("leave('r')"), "ok");
-    assert_eq!(two.says(ALL), "ok");
-    assert_eq!(two.says(NONE), "ok");
+    let one = warm.unwrap();
+    lock(&one, READ).unwrap();
+    assert_eq!(lock(&two, WRITE), Err(Errno::EAGAIN));
+    drop(one);
+    assert_eq!(lock(&two, WRITE), Ok(()));
+    lock(&two, NONE).unwrap();
     // One that was taken through another file goes with it, too.
-    one.open("f", &path, "os.O_RDWR");
-    assert_eq!(one.says(ALL), "ok");
-    assert_eq!(two.says(ALL), "EAGAIN");
-    one.open("r", &path, "os.O_RDONLY");
-    assert_eq!(two.says(ALL), "EAGAIN");
-    assert_eq!(one.says("leave('r')"), "ok");
-    assert_eq!(two.says(ALL), "ok");
-    assert_eq!(two.says(NONE), "ok");
+    let written = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    lock(&written, WRITE).unwrap();
+    let one = open();
+    assert_eq!(lock(&two, READ), Err(Errno::EAGAIN));
+    drop(one);
+    assert_eq!(lock(&two, WRITE), Ok(()));
+    lock(&two, NONE).unwrap();
     // And what belongs to the open file goes with that.
-    one.open("r", &path, "os.O_RDONLY");
-    assert_eq!(one.says("whole('r', LOCK_EX | LOCK_NB)"), "ok");
-    assert_eq!(one.says("lock('r', 'read', 5, 5, F_OFD_SETLK)"), "ok");
-    assert_eq!(two.says("whole('f', LOCK_SH | LOCK_NB)"), "EAGAIN");
-    assert_eq!(two.says(ALL), "EAGAIN");
-    assert_eq!(one.says("leave('r')"), "ok");
-    two.says_soon("whole('f', LOCK_SH | LOCK_NB)", "ok");
-    two.says_soon(ALL, "ok");
+    let one = open();
+    one.try_lock().unwrap();
+    lock_own(&one, READ).unwrap();
+    assert!(two.try_lock_shared().is_err());
+    assert_eq!(lock(&two, WRITE), Err(Errno::EAGAIN));
+    drop(one);
+    eventually(|| two.try_lock_shared().is_ok());
+    eventually(|| lock(&two, WRITE).is_ok());
     // Who waits gets it, and reads what was written.
-    one.begin("lock('f', 'write', 0, 0, F_SETLKW)");
-    assert_eq!(two.says("put('f', 0, 'new_')"), "ok");
-    assert_eq!(two.says(NONE), "ok");
-    assert_eq!(one.end(), "ok");
-    assert_eq!(one.says("os.pread(files['f'], 20, 0)"), "b'new_ bytes'");
+    let waits = thread::spawn(move || {
+        fcntl(&written, FcntlArg::F_SETLKW(&range(WRITE))).unwrap();
+        let mut bytes = [0; 10];
+        written.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    });
+    thread::sleep(Duration::from_millis(500));
+    assert!(!waits.is_finished());
+    two.write_all_at(b"new_", 0).unwrap();
+    lock(&two, NONE).unwrap();
+    assert_eq!(&waits.join().unwrap(), b"new_ bytes");
 }

@@ -12,7 +12,6 @@ mod joined;
 #[path = "../common/link.rs"]
 #[allow(dead_code, reason = "only breaking is of interest here")]
 mod link;
-#[path = "../common/locker.rs"]
 mod locker;
 mod locks;
 mod tls;

@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Processes that lock files.
 
-// Every test program uses a part of it.
-#![allow(dead_code)]
-
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -27,7 +24,7 @@ pub struct Locker {
 impl Locker {
     pub fn new() -> Self {
         let mut child = Command::new("python3")
-            .args(["-c", include_str!("locker.py")])
+            .args(["-I", "-S", "-c", include_str!("locker.py")])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
