@@ -15,6 +15,8 @@ mod linear;
 #[path = "common/link.rs"]
 #[allow(dead_code, reason = "only muting is of interest here")]
 mod link;
+#[path = "guest_remote/locks.rs"]
+mod locks;
 #[path = "common/histories.rs"]
 mod players;
 #[path = "guest_remote/spool.rs"]

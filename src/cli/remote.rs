@@ -60,6 +60,10 @@ pub struct Line {
     /// is closed or brought to the disk, and close(2) or fsync(2) tell of errors
     #[arg(long)]
     writeback: bool,
+    /// Whom locks of flock(2) and fcntl(2) exclude: shared (the default): all who use the directory, through whatever
+    /// mount or on the server; local: those who use this mount, without asking the server
+    #[arg(long, value_name = "WHOSE", value_parser = locks)]
+    locks: Option<Whose>,
 }
 
 /// Where copies are to be kept.
@@ -94,6 +98,21 @@ fn bytes(text: &str) -> Result<u64, String> {
         Some(bytes) if bytes >= LEAST_SPOOL => Ok(bytes),
         Some(_) => Err("at least 1M expected".into()),
         None => Err("a number of bytes expected, such as 512M".into()),
+    }
+}
+
+/// Whose locks exclude each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whose {
+    Shared,
+    Local,
+}
+
+fn locks(text: &str) -> Result<Whose, String> {
+    match text {
+        "shared" => Ok(Whose::Shared),
+        "local" => Ok(Whose::Local),
+        _ => Err("shared or local expected".into()),
     }
 }
 
@@ -180,6 +199,7 @@ impl Line {
             || self.on_disconnect.is_some()
             || self.spool.is_some()
             || self.writeback
+            || self.locks.is_some()
     }
 }
 
@@ -255,6 +275,7 @@ pub fn mount(
         timeout: line.timeout.unwrap_or(Duration::from_secs(30)),
     };
     let timeout = target.timeout;
+    let shares = line.locks != Some(Whose::Local);
     let connection = Connection::open(&target)?;
     let believed = consistency.valid(connection.keep());
     let valid = believed.filter(|_| kernel_keeps);
@@ -283,33 +304,38 @@ pub fn mount(
         opens: valid.is_some(),
         ..extfuse::MountOptions::default()
     };
-    Ok(mount_counted(
-        how.mountpoint,
-        &options,
-        Some(supervisor),
-        |kernel, device| {
-            let spool = spool.map(|spool| Arc::new(spool.shown_to(kernel.clone())));
-            let mut remote = match valid {
-                Some(valid) => Remote::keeping(connection, kernel, valid),
-                None => Remote::new(connection),
-            };
-            if line.writeback {
-                remote = remote.writing_back();
-            }
-            if let Some(spool) = spool {
-                remote = remote.spooling(spool);
-            }
-            if let Some(device) = device {
-                let channel = Channel::new(device, None, timeout).map_err(SessionError::Handshake)?;
-                remote = remote.through(channel);
-            }
-            let sources = Sources {
-                upcalls: Some(remote.upcalls()),
-                remote: Some(remote.connection().figures()),
-            };
-            Ok((remote, sources))
-        },
-    )?)
+    let mut pages = None;
+    let session = mount_counted(how.mountpoint, &options, Some(supervisor), |kernel, device| {
+        let side = kernel.clone();
+        let spool = spool.map(|spool| Arc::new(spool.shown_to(kernel.clone())));
+        let mut remote = match valid {
+            Some(valid) => Remote::keeping(connection, kernel, valid),
+            None => Remote::new(connection),
+        };
+        if line.writeback {
+            remote = remote.writing_back();
+        }
+        if let Some(spool) = spool {
+            remote = remote.spooling(spool);
+        }
+        if let Some(device) = device {
+            let channel = Channel::new(device, None, timeout).map_err(SessionError::Handshake)?;
+            remote = remote.through(channel);
+        }
+        if shares {
+            remote = remote.sharing_locks(&side);
+            pages = remote.pages();
+        }
+        let sources = Sources {
+            upcalls: Some(remote.upcalls()),
+            remote: Some(remote.connection().figures()),
+        };
+        Ok((remote, sources))
+    })?;
+    if let (Some(pages), Some(notifier)) = (pages, session.notifier()) {
+        pages.are_given_up_by(notifier);
+    }
+    Ok(session)
 }
 
 #[cfg(test)]

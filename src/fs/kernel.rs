@@ -61,6 +61,40 @@ macro_rules! left_to_the_kernel {
             reply.error(fuser::Errno::ENOSYS);
         }
 
+        /// Blocks can be mapped on a block device only, and a directory is none.
+        fn bmap(
+            &self,
+            _req: &fuser::Request,
+            _ino: fuser::INodeNo,
+            _blocksize: u32,
+            _idx: u64,
+            reply: fuser::ReplyBmap,
+        ) {
+            self.count($crate::fs::upcalls::Opcode::Bmap);
+            reply.error(fuser::Errno::ENOSYS);
+        }
+
+        /// Regular files are always ready, and pipes and devices are the kernel's own.
+        fn poll(
+            &self,
+            _req: &fuser::Request,
+            _ino: fuser::INodeNo,
+            _fh: fuser::FileHandle,
+            _ph: fuser::PollNotifier,
+            _events: fuser::PollEvents,
+            _flags: fuser::PollFlags,
+            reply: fuser::ReplyPoll,
+        ) {
+            self.count($crate::fs::upcalls::Opcode::Poll);
+            reply.error(fuser::Errno::ENOSYS);
+        }
+    };
+}
+pub(crate) use left_to_the_kernel;
+
+/// The same of locks.
+macro_rules! locks_left_to_the_kernel {
+    () => {
         /// Locks are the kernel's.
         fn getlk(
             &self,
@@ -99,34 +133,6 @@ macro_rules! left_to_the_kernel {
             });
             reply.error(fuser::Errno::ENOSYS);
         }
-
-        /// Blocks can be mapped on a block device only, and a directory is none.
-        fn bmap(
-            &self,
-            _req: &fuser::Request,
-            _ino: fuser::INodeNo,
-            _blocksize: u32,
-            _idx: u64,
-            reply: fuser::ReplyBmap,
-        ) {
-            self.count($crate::fs::upcalls::Opcode::Bmap);
-            reply.error(fuser::Errno::ENOSYS);
-        }
-
-        /// Regular files are always ready, and pipes and devices are the kernel's own.
-        fn poll(
-            &self,
-            _req: &fuser::Request,
-            _ino: fuser::INodeNo,
-            _fh: fuser::FileHandle,
-            _ph: fuser::PollNotifier,
-            _events: fuser::PollEvents,
-            _flags: fuser::PollFlags,
-            reply: fuser::ReplyPoll,
-        ) {
-            self.count($crate::fs::upcalls::Opcode::Poll);
-            reply.error(fuser::Errno::ENOSYS);
-        }
     };
 }
-pub(crate) use left_to_the_kernel;
+pub(crate) use locks_left_to_the_kernel;

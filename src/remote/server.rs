@@ -18,6 +18,7 @@ mod greeting;
 mod ids;
 mod leases;
 mod listener;
+mod locks;
 mod session;
 mod sessions;
 mod touches;
@@ -41,6 +42,7 @@ use self::greeting::Part;
 pub use self::ids::{Ids, Mapping};
 use self::leases::Leases;
 pub use self::listener::Listener;
+use self::locks::{Locks, Releases};
 use self::sessions::{Common, Sessions};
 use super::tls::{Secured, ServerTls};
 use super::wire::auth::{Binding, Token};
@@ -224,6 +226,7 @@ struct Shared {
     credentials: RwLock<Credentials>,
     options: Options,
     leases: Arc<Leases>,
+    releases: Arc<Releases>,
     sessions: Sessions,
     live: Mutex<Live>,
     ended: Condvar,
@@ -238,6 +241,14 @@ struct Live {
     /// them any more, and its thread ends.
     strangers: BTreeSet<u64>,
     served: usize,
+}
+
+impl Shared {
+    /// Those of a session that begins.
+    fn locks(&self) -> Locks {
+        // Whoever waits takes a thread of the connection's.
+        Locks::new(Arc::clone(&self.releases), self.options.threads / 4)
+    }
 }
 
 /// A connection's place among those that there are, until it is dropped.
@@ -344,6 +355,7 @@ impl Server {
                     tls: options.tls.clone(),
                 }),
                 leases: Arc::new(Leases::new(options.lease, options.told, not_before)),
+                releases: Arc::default(),
                 exports,
                 options,
                 sessions: Sessions::default(),

@@ -16,6 +16,8 @@ mod joined;
 #[path = "../common/link.rs"]
 #[allow(dead_code, reason = "only breaking is of interest here")]
 mod link;
+mod locker;
+mod locks;
 mod postgres;
 mod serving;
 mod spool;

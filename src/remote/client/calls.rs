@@ -119,6 +119,7 @@ fn takes_its_time(kind: Kind) -> bool {
             | Kind::Setattr
             | Kind::Fallocate
             | Kind::CopyFileRange
+            | Kind::SetLock
     )
 }
 

@@ -198,6 +198,11 @@ impl Connection {
         self.shared.kept.left()
     }
 
+    /// For those who ask on threads of their own.
+    pub(super) fn asks(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
+    }
+
     pub(super) fn kept(&self) -> &Kept {
         &self.shared.kept
     }

@@ -8,8 +8,8 @@
 //! kept, until the server takes it back or is not heard of for its lease (`kept.rs`).
 //!
 //! Permissions are checked by this machine's kernel, by the modes and ACLs that the server answers: INIT
-//! insists on POSIX ACLs, which imply `default_permissions`. Locks (`flock`, `fcntl`) are this machine's
-//! kernel's, and hold among those who use this mount.
+//! insists on POSIX ACLs, which imply `default_permissions`. Locks (`flock`, `fcntl`) are the server's, or, if that is
+//! wanted, this machine's kernel's, which hold among those who use this mount.
 //!
 //! A request blocks the thread that has taken it from the kernel until its answer is there; so as many
 //! requests are on the way at once as the mount has threads.
@@ -27,12 +27,13 @@ use std::time::{Duration, SystemTime};
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno as FuseErrno, FileAttr, FileHandle, Filesystem, FopenFlags,
     Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request as FuseRequest, TimeOrNow, WriteFlags,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request as FuseRequest, TimeOrNow, WriteFlags,
 };
 use nix::errno::Errno;
 
 use super::data::{Outcome, Question};
+use super::locks::{Locks, Pages, Wish};
 use super::questions::{Result, data, file, file_at, node, number, senseless};
 use super::spool::{Ahead, Changing};
 use super::writeback::WriteBack;
@@ -43,8 +44,9 @@ use crate::fs::Upcalls;
 use crate::fs::kernel::{agree, left_to_the_kernel, writes};
 use crate::fs::upcalls::Opcode;
 use crate::remote::wire::message::{
-    Attr, Caller, CopyFileRange, Create, Data, Empty, Entry, Fallocate, Flush, Link, Listxattr, Lookup,
-    Lseek, Mkdir, Mknod, Open, Read, Release, Removexattr, Rename, Rmdir, SetAttr, Setxattr, Symlink, Unlink,
+    Attr, Caller, CopyFileRange, Create, Data, Empty, Entry, Fallocate, Flush, Link, Listxattr, Lock,
+    LockKind, LockRange, Lookup, Lseek, Mkdir, Mknod, Open, Read, Release, Removexattr, Rename, Rmdir,
+    SetAttr, Setxattr, Symlink, Unlink,
 };
 use crate::remote::wire::{
     Flags, Kind, MAX_PAYLOAD, Name, Request, Target, WireError, XattrName, XattrValue,
@@ -74,6 +76,16 @@ pub struct Remote {
     /// Where payload goes past this process.
     channel: Option<Channel>,
     upcalls: Arc<Upcalls>,
+    /// Behind the connection: who waits for it ends with it.
+    locks: Option<Shared>,
+}
+
+/// Locks that the server has.
+#[derive(Debug)]
+struct Shared {
+    locks: Locks,
+    /// The kernel says FLUSH wherever a lock may go with it, whatever it was told of the file.
+    flushes: bool,
 }
 
 fn caller(req: &FuseRequest) -> Caller {
@@ -99,11 +111,26 @@ fn sync_flags(data_only: bool) -> Flags {
     }
 }
 
-fn open_flags(flags: i32) -> FopenFlags {
-    match writes(flags) {
-        true => FopenFlags::empty(),
-        // FLUSH is for errors of writing.
-        false => FopenFlags::FOPEN_NOFLUSH,
+fn lock(start: u64, end: u64, typ: i32, pid: u32) -> Option<Lock> {
+    let kind = match typ {
+        libc::F_RDLCK => LockKind::Read,
+        libc::F_WRLCK => LockKind::Write,
+        libc::F_UNLCK => LockKind::Unlock,
+        _ => return None,
+    };
+    Some(Lock {
+        kind,
+        start,
+        end,
+        pid,
+    })
+}
+
+fn lock_type(kind: LockKind) -> i32 {
+    match kind {
+        LockKind::Read => libc::F_RDLCK,
+        LockKind::Write => libc::F_WRLCK,
+        LockKind::Unlock => libc::F_UNLCK,
     }
 }
 
@@ -126,6 +153,7 @@ impl Remote {
             valid: Validity::For(Duration::ZERO),
             channel: None,
             upcalls: Arc::default(),
+            locks: None,
         }
     }
 
@@ -186,13 +214,6 @@ impl Remote {
         writeback.map_or(Ok(()), |writeback| writeback.finish(ino.0, fh.0))
     }
 
-    /// A file was opened.
-    fn opened(&self, node: u64, handle: u64, flags: i32) {
-        if let Some(writeback) = self.writeback.as_ref().filter(|_| writes(flags)) {
-            writeback.opened(node, handle);
-        }
-    }
-
     /// An entry as it is when what was written to its node is on the server.
     fn settled(&self, entry: Entry) -> Result<Entry> {
         let writeback = self.writeback.as_ref();
@@ -203,6 +224,45 @@ impl Remote {
             .connection
             .ask_attr(INodeNo(entry.node), &Request::Getattr(Empty))?;
         Ok(Entry { attr, ..entry })
+    }
+
+    /// The same; locks of `flock` and `fcntl` are the server's, so that they exclude all who use it. Without, they are
+    /// the kernel's, of this mount alone. Whoever gets one sees what others have written only if the kernel can be
+    /// made to [give up](Self::pages) what it keeps.
+    #[must_use]
+    pub fn sharing_locks(self, kernel: &Kernel) -> Self {
+        let locks = Locks::new(self.connection.asks(), Arc::clone(&self.upcalls));
+        Self {
+            locks: Some(Shared {
+                locks,
+                flushes: kernel.device().is_some(),
+            }),
+            ..self
+        }
+    }
+
+    /// If locks are the server's: what gives up pages when somebody gets one.
+    #[must_use]
+    pub fn pages(&self) -> Option<Pages> {
+        self.locks.as_ref().map(|shared| shared.locks.pages())
+    }
+
+    /// How a file that was opened with these flags is to be used.
+    fn opened(&self, node: u64, handle: u64, flags: i32) -> FopenFlags {
+        if let Some(writeback) = self.writeback.as_ref().filter(|_| writes(flags)) {
+            writeback.opened(node, handle);
+        }
+        // FLUSH is for errors of writing, and for locks.
+        if writes(flags) {
+            if let Some(shared) = &self.locks {
+                shared.locks.writes(handle);
+            }
+            return FopenFlags::empty();
+        }
+        match &self.locks {
+            Some(Shared { flushes: false, .. }) => FopenFlags::empty(),
+            _ => FopenFlags::FOPEN_NOFLUSH,
+        }
     }
 
     /// How often the kernel has asked.
@@ -261,7 +321,7 @@ impl Remote {
     }
 
     /// Answers a request whose reply has no payload.
-    fn empty(&self, opcode: Opcode, reply: ReplyEmpty, result: Result<Answer>) {
+    fn empty<T>(&self, opcode: Opcode, reply: ReplyEmpty, result: Result<T>) {
         match result {
             Ok(_) => reply.ok(),
             Err(errno) => reply.error(self.refused(opcode, errno)),
@@ -298,10 +358,13 @@ impl Filesystem for Remote {
     fn init(&mut self, _req: &FuseRequest, config: &mut KernelConfig) -> io::Result<()> {
         self.count(Opcode::Init);
         // A node is an inode of the server's, whose target never changes.
-        let wanted = InitFlags::FUSE_PARALLEL_DIROPS
+        let mut wanted = InitFlags::FUSE_PARALLEL_DIROPS
             | InitFlags::FUSE_ASYNC_DIO
             | InitFlags::FUSE_AUTO_INVAL_DATA
             | InitFlags::FUSE_CACHE_SYMLINKS;
+        if self.locks.is_some() {
+            wanted |= InitFlags::FUSE_POSIX_LOCKS | InitFlags::FUSE_FLOCK_LOCKS;
+        }
         agree(config, wanted)?;
         if let Some(depth) = self.spool.as_ref().and_then(|(spool, _)| spool.depth()) {
             // Without them what is here comes up, too.
@@ -534,8 +597,8 @@ impl Filesystem for Remote {
             .ask_open(ino, &Request::Open(Open { flags: flags.0 }))
         {
             Ok(opened) => {
-                self.opened(ino.0, opened.handle, flags.0);
-                reply.opened(FileHandle(opened.handle), open_flags(flags.0));
+                let how = self.opened(ino.0, opened.handle, flags.0);
+                reply.opened(FileHandle(opened.handle), how);
             }
             Err(errno) => reply.error(self.refused(Opcode::Open, errno)),
         }
@@ -566,13 +629,13 @@ impl Filesystem for Remote {
             Ok(created) => {
                 // It may have been there, and be empty now.
                 drop(self.changing(INodeNo(created.entry.node)));
-                self.opened(created.entry.node, created.handle, flags);
+                let how = self.opened(created.entry.node, created.handle, flags);
                 reply.created(
                     &Duration::ZERO,
                     &entry_attr(&created.entry),
                     GENERATION,
                     FileHandle(created.handle),
-                    open_flags(flags),
+                    how,
                 );
             }
             Err(errno) => reply.error(self.refused(Opcode::Create, errno)),
@@ -665,8 +728,12 @@ impl Filesystem for Remote {
         self.count(Opcode::Flush);
         let flush = Request::Flush(Flush { owner: owner.0 });
         let finished = self.finish(ino, fh);
-        let result = self.connection.ask(&file(ino, fh), &flush);
-        self.empty(Opcode::Flush, reply, finished.and(result));
+        let ask = || self.connection.ask(&file(ino, fh), &flush).map(drop);
+        let flushed = match &self.locks {
+            Some(shared) => shared.locks.flush(ino, fh, owner.0, ask),
+            None => ask(),
+        };
+        self.empty(Opcode::Flush, reply, finished.and(flushed));
     }
 
     fn release(
@@ -686,11 +753,80 @@ impl Filesystem for Remote {
         }
         let owner = lock_owner.map(|owner| owner.0);
         let release = Request::Release(Release { owner });
-        self.empty(
-            Opcode::Release,
-            reply,
-            self.connection.ask(&file(ino, fh), &release),
-        );
+        let ask = || self.connection.ask(&file(ino, fh), &release).map(drop);
+        let released = match &self.locks {
+            Some(shared) => shared.locks.release(ino, fh, ask),
+            None => ask(),
+        };
+        self.empty(Opcode::Release, reply, released);
+    }
+
+    fn getlk(
+        &self,
+        _req: &FuseRequest,
+        ino: INodeNo,
+        fh: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        reply: ReplyLock,
+    ) {
+        self.count(Opcode::Getlk);
+        let result = match (&self.locks, lock(start, end, typ, pid)) {
+            (Some(_), Some(lock)) => {
+                let owner = owner.0;
+                self.connection
+                    .ask_lock(&file(ino, fh), LockRange { owner, lock })
+            }
+            (Some(_), None) => Err(Errno::EINVAL),
+            (None, _) => Err(Errno::ENOSYS),
+        };
+        match result {
+            Ok(Lock {
+                kind,
+                start,
+                end,
+                pid,
+            }) => reply.locked(start, end, lock_type(kind), pid),
+            Err(errno) => reply.error(self.refused(Opcode::Getlk, errno)),
+        }
+    }
+
+    fn setlk(
+        &self,
+        req: &FuseRequest,
+        ino: INodeNo,
+        fh: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        let refused = match (&self.locks, lock(start, end, typ, pid)) {
+            (Some(shared), Some(lock)) => {
+                // Who has the lock next finds what was written under it.
+                self.settle(ino);
+                let wish = Wish {
+                    ino,
+                    fh,
+                    owner: owner.0,
+                    lock,
+                    thread: req.pid(),
+                };
+                return shared.locks.set(wish, sleep, reply);
+            }
+            (Some(_), None) => Errno::EINVAL,
+            // It is never asked: INIT has said so.
+            (None, _) => Errno::ENOSYS,
+        };
+        let opcode = if sleep { Opcode::Setlkw } else { Opcode::Setlk };
+        self.count(opcode);
+        reply.error(self.refused(opcode, refused));
     }
 
     fn fsync(&self, _req: &FuseRequest, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {

@@ -10,9 +10,10 @@ use crate::abi::NodeId;
 use crate::ebpf::row::xattr_class;
 use crate::ebpf::{NodeIo, Snapshot, Validity};
 use crate::remote::wire::message::{
-    Attr, Create, Created, Data, Empty, Entry, Getxattr, Listing, Opened, Readdir, Statfs,
+    Attr, Create, Created, Data, Empty, Entry, Getxattr, Listing, Lock, LockRange, Opened, Readdir, Statfs,
 };
 use crate::remote::wire::{Flags, Kind, Reply, Request, XattrName};
+use crate::sys::lock::LAST;
 
 /// What one READDIR asks for: as much as glibc's readdir(3) does. fuser does not say for how much there is
 /// room; what there is none for is asked for again.
@@ -213,6 +214,19 @@ impl Connection {
             Reply::Readdir(listing) => Some(listing),
             _ => None,
         })
+    }
+
+    pub(super) fn ask_lock(&self, about: &About, wish: LockRange) -> Result<Lock> {
+        let answer = self.ask(about, &Request::GetLock(wish))?;
+        let found = meaning(&answer, |reply| match reply {
+            Reply::GetLock(lock) => Some(lock),
+            _ => None,
+        })?;
+        // The kernel takes it at its word.
+        match found.start <= found.end && found.end <= LAST {
+            true => Ok(found),
+            false => Err(senseless(answer.header.kind, "it is no range")),
+        }
     }
 
     pub(super) fn ask_statfs(&self, ino: INodeNo) -> Result<Statfs> {

@@ -227,9 +227,13 @@ fn part<'s>(
     let id: [u8; 32] = random()?;
     let mut session = SessionId([0; 16]);
     session.0.copy_from_slice(&id[..16]);
-    let begun = shared
-        .sessions
-        .begin(session, export.name.clone(), stack, requests(&shared.options));
+    let begun = shared.sessions.begin(
+        session,
+        export.name.clone(),
+        stack,
+        shared.locks(),
+        requests(&shared.options),
+    );
     Ok(Ok((session, Part::Own { begun, before })))
 }
 

@@ -177,6 +177,7 @@ pub fn serve(shared: &Shared, greeted: Greeted<'_>, stream: &Arc<Stream>) -> io:
     shared.leases.left(common.id);
     let keeps = greeted.keeps;
     common.held_by(keeps.then(|| shared.leases.holder(common.id, Arc::clone(&line) as _)));
+    common.locks.may_wait(true);
     let session = Session {
         shared,
         common: Arc::clone(&common),
@@ -219,6 +220,7 @@ fn answer_all(session: &Session<'_>, reader: &mut FrameReader<&Stream>) -> bool 
         if let Some(holder) = session.common.holder() {
             holder.ended(goodbye);
         }
+        session.common.locks.may_wait(false);
         // No frame will be understood from here on, and none be waited for; what was asked is still done.
         drop(jobs);
         goodbye
@@ -443,7 +445,7 @@ impl Session<'_> {
             return sent.unwrap_or_else(|errno| self.refuse(header, errno as u32, false));
         }
         let now = SystemTime::now();
-        let mut answered = answer(&self.common.stack, header, request);
+        let mut answered = answer(&self.common.stack, &self.common.locks, header, request);
         if let Ok(Answer { reply, .. }) = &mut answered
             && let Some(entry) = reply.entry_mut()
         {
