@@ -5,6 +5,7 @@
 mod daemon;
 mod doctor;
 mod handler;
+mod merge;
 mod mount;
 mod remote;
 mod serve;

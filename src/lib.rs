@@ -21,6 +21,7 @@ pub mod abi;
 pub mod control;
 pub mod ebpf;
 pub mod fs;
+pub mod merged;
 pub mod remote;
 pub mod session;
 pub mod splice;

@@ -158,6 +158,19 @@ impl Source {
         line.tls.check(&self.address)?;
         check_line(&self.address, line.insecure || line.tls.is_given())
     }
+
+    /// How to connect; `keeps` if the server has to tell of changes.
+    pub fn target(self, line: &Line, keeps: bool) -> anyhow::Result<Target> {
+        Ok(Target {
+            keeps,
+            disconnected: line.on_disconnect.unwrap_or_default(),
+            tls: line.tls.load(&self.address)?,
+            address: self.address,
+            export: self.export,
+            token: line.token_file.as_deref().map(token).transpose()?,
+            timeout: line.timeout.unwrap_or(Duration::from_secs(30)),
+        })
+    }
 }
 
 /// Connects, and mounts what the server has.
@@ -171,15 +184,7 @@ pub fn mount(
     let consistency = line.consistency.unwrap_or(Consistency::Lease);
     // Without the module nothing would be kept, and the server need not tell of changes.
     let keeps = consistency != Consistency::Strict && !how.stock && Flavor::Extfuse.device().exists();
-    let target = Target {
-        keeps,
-        disconnected: line.on_disconnect.unwrap_or_default(),
-        tls: line.tls.load(&source.address)?,
-        address: source.address,
-        export: source.export,
-        token: line.token_file.as_deref().map(token).transpose()?,
-        timeout: line.timeout.unwrap_or(Duration::from_secs(30)),
-    };
+    let target = source.target(line, keeps)?;
     let timeout = target.timeout;
     let connection = Connection::open(&target)?;
     let valid = consistency.valid(connection.keep()).filter(|_| keeps);

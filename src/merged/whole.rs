@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! One merged file: its sources, and what of them is open.
+//!
+//! Its size is what its sources were when it was mounted. All who have it open read the same: the sources as they were
+//! found when it was last opened, or its attributes were last asked for.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::errno::Errno;
+use parking_lot::Mutex;
+
+use super::source::{Opened, Source, SourceError, Stamp, in_parallel};
+use crate::splice::layout::Layout;
+
+/// From where on in which of its sources; zeros, if there is none.
+pub(super) type From = Option<(usize, u64)>;
+
+/// All its sources, opened.
+#[derive(Debug)]
+pub(super) struct Generation {
+    /// Those that were begun later have a larger one.
+    turn: u64,
+    stamps: Arc<[Stamp]>,
+    opened: Vec<Opened>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// How often it is open.
+    opens: u64,
+    /// While it is.
+    current: Option<Arc<Generation>>,
+    /// Which sources the pages that the kernel keeps are of, if they are of one generation.
+    pages: Option<Arc<[Stamp]>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Whole {
+    layout: Layout<From>,
+    sources: Vec<Arc<Source>>,
+    turns: AtomicU64,
+    /// Held while nobody is asked.
+    state: Mutex<State>,
+}
+
+/// Bytes to be asked of a server: one behind the other there, and in pieces here.
+struct Wanted {
+    source: usize,
+    offset: u64,
+    len: usize,
+    /// Begin and length.
+    places: Vec<(usize, usize)>,
+}
+
+impl Whole {
+    pub fn new(layout: Layout<From>, sources: Vec<Arc<Source>>) -> Self {
+        Self {
+            layout,
+            sources,
+            turns: AtomicU64::new(0),
+            state: Mutex::default(),
+        }
+    }
+
+    pub fn size(&self) -> u64 {
+        self.layout.size()
+    }
+
+    fn each<T: Send>(
+        &self,
+        what: impl Fn(&Arc<Source>) -> Result<T, SourceError> + Sync,
+    ) -> Result<Vec<T>, Errno> {
+        let remote = self.sources.iter().filter(|source| source.is_remote()).count();
+        let all = match remote {
+            0 | 1 => self.sources.iter().map(what).collect(),
+            _ => in_parallel(&self.sources, what),
+        };
+        all.map_err(|error| {
+            tracing::warn!("{error}");
+            error.errno()
+        })
+    }
+
+    /// How the sources are now.
+    fn look(&self) -> Result<Arc<[Stamp]>, Errno> {
+        Ok(self.each(|source| source.stamp())?.into())
+    }
+
+    /// Opens the sources.
+    fn begin(&self) -> Result<Arc<Generation>, Errno> {
+        let turn = self.turns.fetch_add(1, Ordering::Relaxed);
+        let (stamps, opened): (Vec<_>, _) = self.each(|source| source.open())?.into_iter().unzip();
+        let stamps = stamps.into();
+        Ok(Arc::new(Generation { turn, stamps, opened }))
+    }
+
+    /// One more has it open. Whether the pages that the kernel has of it are still right.
+    pub fn open(&self) -> Result<bool, Errno> {
+        let stamps = self.look()?;
+        let mut began = None;
+        loop {
+            let mut state = self.state.lock();
+            let current = match (state.current.take(), began.take()) {
+                (Some(current), None) if current.stamps == stamps => current,
+                (None, Some(began)) => began,
+                (Some(current), Some(began)) => later(current, began),
+                (current, None) => {
+                    state.current = current;
+                    drop(state);
+                    began = Some(self.begin()?);
+                    continue;
+                }
+            };
+            let keep = state.pages.as_ref() == Some(&current.stamps);
+            state.pages = Some(Arc::clone(&current.stamps));
+            state.current = Some(current);
+            state.opens += 1;
+            return Ok(keep);
+        }
+    }
+
+    /// One less has it open.
+    pub fn close(&self) {
+        let mut state = self.state.lock();
+        state.opens = state.opens.saturating_sub(1);
+        let last = match state.opens {
+            0 => state.current.take(),
+            _ => None,
+        };
+        drop(state);
+        // It may have a server to tell.
+        drop(last);
+    }
+
+    /// How the sources are; who has it open reads them so from now on.
+    pub fn refresh(&self) -> Result<Arc<[Stamp]>, Errno> {
+        let stamps = self.look()?;
+        let fits = |current: &Arc<Generation>| current.stamps == stamps;
+        if self.state.lock().current.as_ref().is_none_or(fits) {
+            return Ok(stamps);
+        }
+        Ok(Arc::clone(&self.renew()?.stamps))
+    }
+
+    /// The sources, opened anew.
+    fn renew(&self) -> Result<Arc<Generation>, Errno> {
+        let began = self.begin()?;
+        let mut state = self.state.lock();
+        let Some(current) = state.current.take() else {
+            return Ok(began);
+        };
+        if current.stamps != began.stamps {
+            // There may be some of either.
+            state.pages = None;
+        }
+        let current = later(current, began);
+        state.current = Some(Arc::clone(&current));
+        Ok(current)
+    }
+
+    /// Bytes of it; fewer at its end. EIO if a source has become shorter.
+    pub fn read(&self, offset: u64, size: u32) -> Result<Vec<u8>, Errno> {
+        let current = self.state.lock().current.clone().ok_or(Errno::EBADF)?;
+        match self.gather(&current, offset, size) {
+            // The server was started anew, and knows nothing of what was open.
+            Err(Errno::ESTALE) => self.gather(&*self.renew()?, offset, size),
+            read => read,
+        }
+    }
+
+    fn gather(&self, current: &Generation, offset: u64, size: u32) -> Result<Vec<u8>, Errno> {
+        let len = self.size().saturating_sub(offset).min(size.into());
+        let mut room = vec![0; usize::try_from(len).map_err(|_| Errno::EIO)?];
+        let mut wanted: Vec<Wanted> = Vec::new();
+        let mut begin = 0;
+        self.layout.each(offset, len, |piece| {
+            let place = (begin, usize::try_from(piece.len).map_err(|_| Errno::EIO)?);
+            begin += place.1;
+            let Some((source, start)) = *piece.source.unwrap_or(&None) else {
+                return Ok(());
+            };
+            let offset = start.checked_add(piece.offset).ok_or(Errno::EIO)?;
+            let opened = current.opened.get(source).ok_or(Errno::EIO)?;
+            if let Opened::Local(_) = opened {
+                return opened.read(slice(&mut room, place)?, offset);
+            }
+            // Who gives in turn gives bytes here and there that are one behind the other in the source.
+            let goes_on =
+                |wanted: &&mut Wanted| wanted.source == source && wanted.offset + wanted.len as u64 == offset;
+            match wanted.iter_mut().rev().find(goes_on) {
+                Some(wanted) => {
+                    wanted.len += place.1;
+                    wanted.places.push(place);
+                }
+                None => wanted.push(Wanted {
+                    source,
+                    offset,
+                    len: place.1,
+                    places: vec![place],
+                }),
+            }
+            Ok(())
+        })?;
+        let ask = |wanted: &Wanted| {
+            let mut bytes = vec![0; wanted.len];
+            let opened = current.opened.get(wanted.source).ok_or(Errno::EIO)?;
+            opened.read(&mut bytes, wanted.offset).map(|()| bytes)
+        };
+        for (wanted, bytes) in wanted.iter().zip(in_parallel(&wanted, ask)?) {
+            let mut bytes = bytes.as_slice();
+            for place in &wanted.places {
+                let (these, rest) = bytes.split_at_checked(place.1).ok_or(Errno::EIO)?;
+                slice(&mut room, *place)?.copy_from_slice(these);
+                bytes = rest;
+            }
+        }
+        Ok(room)
+    }
+}
+
+fn slice(room: &mut [u8], (begin, len): (usize, usize)) -> Result<&mut [u8], Errno> {
+    room.get_mut(begin..begin.saturating_add(len)).ok_or(Errno::EIO)
+}
+
+/// The one that was begun later.
+fn later(one: Arc<Generation>, other: Arc<Generation>) -> Arc<Generation> {
+    match one.turn > other.turn {
+        true => one,
+        false => other,
+    }
+}
