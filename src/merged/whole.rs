@@ -98,18 +98,24 @@ impl Whole {
     /// One more has it open. Whether the pages that the kernel has of it are still right.
     pub fn open(&self) -> Result<bool, Errno> {
         let stamps = self.look()?;
+        let fits = |current: &Arc<Generation>| current.stamps == stamps;
         let mut began = None;
         loop {
+            // Closed behind the lock: it may have a server to tell.
+            let _older;
             let mut state = self.state.lock();
-            let current = match (state.current.take(), began.take()) {
-                (Some(current), None) if current.stamps == stamps => current,
-                (None, Some(began)) => began,
-                (Some(current), Some(began)) => later(current, began),
-                (current, None) => {
-                    state.current = current;
+            let current = match (state.current.clone(), began.take()) {
+                (Some(current), None) if fits(&current) => current,
+                (_, None) => {
                     drop(state);
                     began = Some(self.begin()?);
                     continue;
+                }
+                (None, Some(began)) => began,
+                (Some(current), Some(began)) => {
+                    let (later, older) = in_turn(current, began);
+                    _older = older;
+                    later
                 }
             };
             let keep = state.pages.as_ref() == Some(&current.stamps);
@@ -146,15 +152,18 @@ impl Whole {
     /// The sources, opened anew.
     fn renew(&self) -> Result<Arc<Generation>, Errno> {
         let began = self.begin()?;
+        // Closed behind the lock: it may have a server to tell.
+        let _older;
         let mut state = self.state.lock();
-        let Some(current) = state.current.take() else {
+        let Some(current) = state.current.clone() else {
             return Ok(began);
         };
         if current.stamps != began.stamps {
             // There may be some of either.
             state.pages = None;
         }
-        let current = later(current, began);
+        let (current, older) = in_turn(current, began);
+        _older = older;
         state.current = Some(Arc::clone(&current));
         Ok(current)
     }
@@ -223,10 +232,10 @@ fn slice(room: &mut [u8], (begin, len): (usize, usize)) -> Result<&mut [u8], Err
     room.get_mut(begin..begin.saturating_add(len)).ok_or(Errno::EIO)
 }
 
-/// The one that was begun later.
-fn later(one: Arc<Generation>, other: Arc<Generation>) -> Arc<Generation> {
+/// The one that was begun later, and the other one.
+fn in_turn(one: Arc<Generation>, other: Arc<Generation>) -> (Arc<Generation>, Arc<Generation>) {
     match one.turn > other.turn {
-        true => one,
-        false => other,
+        true => (one, other),
+        false => (other, one),
     }
 }

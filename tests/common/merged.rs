@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Merged files of sources on this machine and on two servers, and what has to be in them.
+//!
+//! Included beside `common` and `guest`, by the tests of merged files.
+
+// Every test program uses a part of it.
+#![allow(dead_code)]
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::common::{EXTFUSE, Mounted, Scratch};
+use crate::guest::{Random, seed};
+
+/// `extfuse serve` on a socket, gone when the test ends.
+pub struct Served {
+    child: Child,
+    pub socket: PathBuf,
+}
+
+impl Served {
+    pub fn start(directory: &Path, socket: &Path) -> Self {
+        let _ = fs::remove_file(socket);
+        let listen = format!("unix:{}", socket.display());
+        let mut child = Command::new(EXTFUSE)
+            .args(["serve", "--listen", &listen])
+            .arg(directory)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let stdout = child.stdout.take().unwrap();
+        BufReader::new(stdout).read_line(&mut line).unwrap();
+        assert!(line.starts_with("extfuse: serving on "), "{line}");
+        let socket = socket.to_owned();
+        Self { child, socket }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
+    }
+
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A folder for local sources, `east` and `west` with a server each, and a mount point.
+pub struct Scene {
+    pub scratch: Scratch,
+    pub east: Served,
+    pub west: Served,
+    pub dice: Random,
+}
+
+impl Scene {
+    pub fn new() -> Self {
+        let scratch = Scratch::new();
+        let serve = |name: &str| {
+            let directory = scratch.path().join(name);
+            fs::create_dir_all(directory.join("dir")).unwrap();
+            Served::start(&directory, &scratch.path().join(format!("{name}.sock")))
+        };
+        let (east, west) = (serve("east"), serve("west"));
+        Self {
+            scratch,
+            east,
+            west,
+            dice: Random(seed()),
+        }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(name)
+    }
+
+    /// A file of chance, made below the scratch.
+    pub fn source(&mut self, name: &str, len: usize) -> Vec<u8> {
+        let bytes: Vec<u8> = (0..len).map(|_| self.dice.below(256) as u8).collect();
+        fs::write(self.path(name), &bytes).unwrap();
+        bytes
+    }
+
+    /// The spec, with both servers; what is asked of them takes 2 seconds at most.
+    pub fn spec(&self, files: &str) -> PathBuf {
+        let server = |name: &str, served: &Served| {
+            let socket = served.socket.display();
+            format!("[server.{name}]\nurl = \"extfuse+unix:{socket}\"\ntimeout = 2\n")
+        };
+        let text = server("east", &self.east) + &server("west", &self.west) + files;
+        let path = self.path("spec.toml");
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Mounts what the spec says.
+    pub fn mount(&self, files: &str, more: &[&str]) -> Mounted {
+        let source = format!("merge:{}", self.spec(files).display());
+        Mounted::start(Path::new(&source), &self.scratch.mountpoint(), more)
+    }
+}
+
+/// `unit` bytes of each in turn.
+pub fn in_turn(unit: usize, members: &[&[u8]]) -> Vec<u8> {
+    let (mut all, mut left) = (Vec::new(), members.to_vec());
+    while left.iter().any(|left| !left.is_empty()) {
+        for left in &mut left {
+            let (now, later) = left.split_at(unit.min(left.len()));
+            all.extend_from_slice(now);
+            *left = later;
+        }
+    }
+    all
+}
+
+pub fn read_at(file: &File, offset: usize, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    let mut done = 0;
+    while done < len {
+        match file.read_at(&mut bytes[done..], (offset + done) as u64).unwrap() {
+            0 => break,
+            more => done += more,
+        }
+    }
+    bytes.truncate(done);
+    bytes
+}
+
+/// Chance reads, with pages and without, give what the model has.
+pub fn reads_are_of(path: &Path, model: &[u8], dice: &mut Random) {
+    let file = File::open(path).unwrap();
+    let direct = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(path)
+        .unwrap();
+    for _ in 0..60 {
+        let offset = dice.below(model.len() as u64 + 10) as usize;
+        let largest = [20, 9000, 2 << 20][dice.below(3) as usize];
+        let len = dice.below(largest) as usize;
+        let expected = &model[offset.min(model.len())..(offset + len).min(model.len())];
+        for file in [&file, &direct] {
+            let got = read_at(file, offset, len);
+            assert!(got == expected, "{}: {len} from {offset} on", path.display());
+        }
+    }
+}
+
+/// Files of all kinds of parts, and what is in them.
+pub fn all_kinds(scene: &mut Scene) -> (String, Vec<(&'static str, Vec<u8>)>) {
+    let local = scene.source("source/local", 700_001);
+    let near = scene.source("source/near", 5000);
+    let east = scene.source("east/dir/b", 1_300_000);
+    let west = scene.source("west/c", 900_100);
+    let files = r#"
+[[file]]
+path = "images/joined"
+parts = [
+  { local = "source/near" },
+  { server = "east", path = "dir/b" },
+  { zeros = 7000 },
+  { local = "source/local", offset = 1, length = 600000 },
+  { server = "west", path = "c", offset = 100 },
+  { server = "east", path = "dir/b", offset = 5, length = 11 },
+  { zeros = 3 },
+]
+[[file]]
+path = "images/striped"
+stripe = 4096
+parts = [
+  { local = "source/local" },
+  { server = "east", path = "dir/b", offset = 3 },
+  { server = "west", path = "c" },
+  { zeros = 50000 },
+  { local = "source/near", length = 4999 },
+]
+[[file]]
+path = "narrow"
+stripe = 512
+parts = [{ server = "east", path = "dir/b", length = 512000 }, { server = "west", path = "c", length = 512000 }]
+[[file]]
+path = "none"
+parts = [{ zeros = 0 }, { local = "source/near", offset = 5000 }]
+"#;
+    let joined = [
+        &near,
+        &east,
+        &[0; 7000][..],
+        &local[1..600_001],
+        &west[100..],
+        &east[5..16],
+        &[0; 3],
+    ]
+    .concat();
+    let striped = in_turn(4096, &[&local, &east[3..], &west, &[0; 50000], &near[..4999]]);
+    let narrow = in_turn(512, &[&east[..512_000], &west[..512_000]]);
+    let models = vec![
+        ("images/joined", joined),
+        ("images/striped", striped),
+        ("narrow", narrow),
+        ("none", Vec::new()),
+    ];
+    (files.to_owned(), models)
+}
