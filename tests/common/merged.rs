@@ -89,7 +89,9 @@ impl Scene {
 
     /// A file of chance, made below the scratch.
     pub fn source(&mut self, name: &str, len: usize) -> Vec<u8> {
-        let bytes: Vec<u8> = (0..len).map(|_| self.dice.below(256) as u8).collect();
+        let words = (0..len.div_ceil(8)).map(|_| self.dice.below(u64::MAX).to_ne_bytes());
+        let mut bytes: Vec<u8> = words.flatten().collect();
+        bytes.truncate(len);
         fs::write(self.path(name), &bytes).unwrap();
         bytes
     }
@@ -139,15 +141,15 @@ pub fn read_at(file: &File, offset: usize, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// Chance reads, with pages and without, give what the model has.
-pub fn reads_are_of(path: &Path, model: &[u8], dice: &mut Random) {
+/// So many chance reads, with pages and without, give what the model has.
+pub fn reads_are_of(path: &Path, model: &[u8], dice: &mut Random, rounds: usize) {
     let file = File::open(path).unwrap();
     let direct = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_DIRECT)
         .open(path)
         .unwrap();
-    for _ in 0..60 {
+    for _ in 0..rounds {
         let offset = dice.below(model.len() as u64 + 10) as usize;
         let largest = [20, 9000, 2 << 20][dice.below(3) as usize];
         let len = dice.below(largest) as usize;

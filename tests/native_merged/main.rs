@@ -40,7 +40,7 @@ fn what_is_read_is_what_the_parts_have() {
             fs::metadata(mounted.join(name)).unwrap().len(),
             model.len() as u64
         );
-        reads_are_of(&mounted.join(name), model, &mut scene.dice);
+        reads_are_of(&mounted.join(name), model, &mut scene.dice, 60);
     }
     let (name, model) = &models[1];
     let file = File::open(mounted.join(name)).unwrap();
@@ -65,7 +65,7 @@ fn many_may_read_at_the_same_time() {
             scope.spawn(move || {
                 let mut dice = Random(seed);
                 for (name, model) in models {
-                    reads_are_of(&mounted.join(name), model, &mut dice);
+                    reads_are_of(&mounted.join(name), model, &mut dice, 60);
                 }
             });
         }
