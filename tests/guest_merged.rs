@@ -8,9 +8,9 @@ mod guest;
 mod merged;
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
-use merged::{Scene, all_kinds, read_at, reads_are_of};
+use merged::{Scene, Served, all_kinds, read_at, reads_are_of};
 
 #[test]
 fn merged_files_are_the_same_through_the_module() {
@@ -25,7 +25,7 @@ fn merged_files_are_the_same_through_the_module() {
 
     // A source changes: by name, in place, and in length.
     let (name, model) = &mut models[0];
-    let path = mounted.join(*name);
+    let path = mounted.join(name);
     let open = File::open(&path).unwrap();
     let new = scene.source("new", 5000);
     fs::rename(scene.path("new"), scene.path("source/near")).unwrap();
@@ -45,4 +45,55 @@ fn merged_files_are_the_same_through_the_module() {
         File::create(mounted.join("new")).unwrap_err().raw_os_error(),
         Some(libc::EROFS)
     );
+}
+
+#[test]
+fn what_one_server_has_goes_past_the_daemon_and_is_all_or_nothing() {
+    let mut scene = Scene::new();
+    let near = scene.source("source/near", 6000);
+    let east = scene.source("east/b", 1 << 20);
+    let files = "[[file]]\npath = \"f\"\nparts = [{ local = \"source/near\" }, { server = \"east\", path = \"b\" }]\n";
+    let mounted = scene.mount(files, &["--require-module", "--ttl", "0"]);
+    let path = mounted.join("f");
+    let model = [&near[..], &east].concat();
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(&path)
+        .unwrap();
+    let filled = || mounted.report().remote.expect("one server").filled;
+    let step = 1 << 16;
+    for at in (0..model.len()).step_by(step) {
+        assert!(
+            read_at(&file, at, step) == model[at..model.len().min(at + step)],
+            "{at}"
+        );
+    }
+    // All but the first step, which has something of two sources, and the end, which is too small.
+    assert!(filled() >= (1 << 20) - 2 * step as u64, "{}", filled());
+    assert!(fs::read(&path).unwrap() == model);
+
+    let source = OpenOptions::new().write(true).open(scene.path("east/b")).unwrap();
+    source.set_len(500_000).unwrap();
+    for (at, there) in [
+        (6000, true),
+        (6000 + 400_000, true),
+        (6000 + 450_000, false),
+        (6000 + 500_000, false),
+    ] {
+        let mut bytes = vec![0; step];
+        let read = file.read_at(&mut bytes, at as u64);
+        match there {
+            true => assert!(read.unwrap() == step && bytes == model[at..at + step], "{at}"),
+            false => assert_eq!(read.unwrap_err().raw_os_error(), Some(libc::EIO), "{at}"),
+        }
+    }
+    fs::write(scene.path("east/b"), &east).unwrap();
+    scene.east.kill();
+    let socket = scene.east.socket.clone();
+    scene.east = Served::start(&scene.path("east"), &socket);
+    common::eventually(|| fs::metadata(&path).is_ok());
+    let before = filled();
+    assert!(read_at(&file, 6000, 1 << 20) == east, "what was open goes on");
+    assert!(filled() > before);
 }

@@ -12,7 +12,8 @@ use clap::Parser;
 use extfuse::merged::{Merged, Options, Server, Servers, Spec};
 use extfuse::remote::client::Connection;
 use extfuse::session::author::{Sources, mount_counted};
-use extfuse::session::{MountOptions, Session, Supervisor};
+use extfuse::session::{MountOptions, Session, SessionError, Supervisor};
+use extfuse::splice::Channel;
 
 use super::remote::{How, Line, Source};
 
@@ -58,8 +59,8 @@ pub fn check(line: &Line, options: &MountOptions) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Connects as the command line would say it, by the same rules.
-fn connect(server: &Server) -> anyhow::Result<Connection> {
+/// Connects as the command line would say it, by the same rules. How long an answer may take, too.
+fn connect(server: &Server) -> anyhow::Result<(Connection, Duration)> {
     let source = Source::parse(OsStr::new(&server.url))?;
     let source = source.with_context(|| {
         let url = &server.url;
@@ -94,18 +95,24 @@ fn connect(server: &Server) -> anyhow::Result<Connection> {
     })?;
     source.check(&said.line, &MountOptions::default())?;
     // Sources are looked at anew whenever it matters: nothing is to be told.
-    Ok(Connection::open(&source.target(&said.line, false)?)?)
+    let target = source.target(&said.line, false)?;
+    Ok((Connection::open(&target)?, target.timeout))
 }
 
 /// Reads the spec, looks at all that it names, and mounts.
 pub fn mount(spec: &Path, how: How, supervisor: Supervisor) -> anyhow::Result<Session<Merged>> {
     let spec = Spec::read(spec)?;
-    let mut servers = Servers::new();
+    let (mut servers, mut timeout) = (Servers::new(), Duration::ZERO);
     for (name, server) in &spec.servers {
-        let connection =
-            connect(server).with_context(|| format!("{}: server.{name}", spec.file.display()))?;
+        let connected = connect(server);
+        let connected = connected.with_context(|| format!("{}: server.{name}", spec.file.display()));
+        let (connection, patience) = connected?;
         servers.insert(name.clone(), Arc::new(connection));
+        timeout = timeout.max(patience);
     }
+    // `extfuse stat` tells how it stands with the server, if there is just one.
+    let only = servers.values().next().filter(|_| servers.len() == 1);
+    let remote = only.map(|connection| connection.figures());
     let mountpoint = &how.mountpoint;
     let mountpoint = mountpoint
         .canonicalize()
@@ -136,14 +143,15 @@ pub fn mount(spec: &Path, how: How, supervisor: Supervisor) -> anyhow::Result<Se
         how.mountpoint,
         &options,
         Some(supervisor),
-        |_, _| {
-            Ok((
-                merged,
-                Sources {
-                    upcalls,
-                    remote: None,
-                },
-            ))
+        |_, device| {
+            let merged = match device.filter(|_| !servers.is_empty()) {
+                Some(device) => {
+                    let channel = Channel::new(device, None, timeout).map_err(SessionError::Handshake)?;
+                    merged.through(channel)
+                }
+                None => merged,
+            };
+            Ok((merged, Sources { upcalls, remote }))
         },
     )?)
 }

@@ -24,7 +24,8 @@ use super::{MergedError, SourceError};
 use crate::fs::Upcalls;
 use crate::fs::kernel::{agree, left_to_the_kernel, writes};
 use crate::fs::upcalls::Opcode;
-use crate::remote::client::Connection;
+use crate::remote::client::{Connection, Outcome};
+use crate::splice::Channel;
 use crate::splice::layout::LayoutBuilder;
 
 /// Names and directories stay as they are for as long as the mount.
@@ -61,6 +62,8 @@ pub struct Merged {
     /// Whoever mounts it.
     owner: (u32, u32),
     made: SystemTime,
+    /// Where payload goes past this process.
+    channel: Option<Channel>,
     upcalls: Arc<Upcalls>,
 }
 
@@ -192,8 +195,19 @@ impl Merged {
             ttl: options.ttl,
             owner: (geteuid().as_raw(), getegid().as_raw()),
             made: SystemTime::now(),
+            channel: None,
             upcalls: Arc::default(),
         })
+    }
+
+    /// The same; the payload of large READs that one server has all of goes from the socket to the application through
+    /// this channel of the mount's device, where the module is.
+    #[must_use]
+    pub fn through(self, channel: Channel) -> Self {
+        Self {
+            channel: Some(channel),
+            ..self
+        }
     }
 
     /// How often the kernel has asked.
@@ -354,7 +368,7 @@ impl Filesystem for Merged {
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         node: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -364,9 +378,17 @@ impl Filesystem for Merged {
         reply: ReplyData,
     ) {
         self.count(Opcode::Read);
-        let read = self
-            .file(node)
-            .and_then(|file| file.whole.read(offset, size.min(MAX_WRITE)));
+        let size = size.min(MAX_WRITE);
+        let mut reply = reply;
+        if let (Some(channel), Ok(file)) = (&self.channel, self.file(node)) {
+            let unique = req.unique().into();
+            match file.whole.answer((offset, size), unique, channel, reply) {
+                Outcome::Answered(Ok(())) => return,
+                Outcome::Answered(Err(_)) => return self.upcalls.count_error(Opcode::Read),
+                Outcome::Not(unanswered) => reply = unanswered,
+            }
+        }
+        let read = self.file(node).and_then(|file| file.whole.read(offset, size));
         match read {
             Ok(data) => reply.data(&data),
             Err(errno) => reply.error(self.refused(Opcode::Read, errno)),

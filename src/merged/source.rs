@@ -10,12 +10,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use fuser::ReplyData;
 use nix::errno::Errno;
 
 use crate::abi::NodeId;
-use crate::remote::client::{About, Connection};
+use crate::remote::client::{About, Connection, Outcome, Question};
 use crate::remote::wire::message::{Attr, Data, Entry, FileKind, Lookup, Open as OpenRequest, Read, Release};
 use crate::remote::wire::{MAX_PAYLOAD, Name, Reply, Request};
+use crate::splice::Channel;
 
 /// How many sources are asked at the same time, by one who asks.
 const AT_ONCE: usize = 8;
@@ -127,11 +129,7 @@ pub(super) struct Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        let about = About {
-            node: self.held.node,
-            handle: self.handle,
-            ..About::default()
-        };
+        let about = self.about(0);
         let release = Request::Release(Release { owner: None });
         // Nothing was written: whatever it answers, the file is not open any more.
         let _ = self.held.connection.call(&about, &release);
@@ -191,14 +189,35 @@ impl Held {
 }
 
 impl Handle {
-    /// EIO if the file ends before.
-    fn read(&self, offset: u64, size: u32) -> Result<Vec<u8>, Errno> {
-        let about = About {
+    fn about(&self, offset: u64) -> About {
+        About {
             node: self.held.node,
             handle: self.handle,
             offset,
             ..About::default()
+        }
+    }
+
+    /// Answers a READ of the kernel's past the daemon, or gives it back: if the file ends before, too.
+    pub fn answer(
+        &self,
+        (offset, size): (u64, u32),
+        unique: u64,
+        channel: &Channel,
+        reply: ReplyData,
+    ) -> Outcome {
+        let question = Question {
+            about: &self.about(offset),
+            size,
+            unique,
+            exact: true,
         };
+        self.held.connection.read(&question, channel, reply)
+    }
+
+    /// EIO if the file ends before.
+    fn read(&self, offset: u64, size: u32) -> Result<Vec<u8>, Errno> {
+        let about = self.about(offset);
         let answer = self.held.connection.call(&about, &Request::Read(Read { size }))?;
         match answer.reply() {
             Ok(Reply::Read(Data(data))) if data.len() == size as usize => Ok(answer.payload),

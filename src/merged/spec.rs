@@ -579,6 +579,11 @@ parts = [{ local = "/data/a" }, { local = "../b" }]
                 "\"a\": path: line 1 has the same one",
             ),
             (
+                path("a/b") + &path("a"),
+                1,
+                "leads through \"a\", which is a file (line 4)",
+            ),
+            (
                 path("a/b/c") + &path("a/b"),
                 1,
                 "leads through \"a/b\", which is a file (line 4)",

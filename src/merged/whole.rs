@@ -7,10 +7,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use fuser::ReplyData;
 use nix::errno::Errno;
 use parking_lot::Mutex;
 
 use super::source::{Opened, Source, SourceError, Stamp, in_parallel};
+use crate::remote::client::Outcome;
+use crate::splice::Channel;
 use crate::splice::layout::Layout;
 
 /// From where on in which of its sources; zeros, if there is none.
@@ -175,6 +178,37 @@ impl Whole {
             // The server was started anew, and knows nothing of what was open.
             Err(Errno::ESTALE) => self.gather(&*self.renew()?, offset, size),
             read => read,
+        }
+    }
+
+    /// Answers a READ past the daemon, if all that it wants is in one source on a server.
+    pub fn answer(
+        &self,
+        (offset, size): (u64, u32),
+        unique: u64,
+        channel: &Channel,
+        reply: ReplyData,
+    ) -> Outcome {
+        let len = self.size().saturating_sub(offset).min(size.into());
+        // Not larger than `size`.
+        let len = u32::try_from(len).unwrap_or(size);
+        let mut found = None;
+        let one = self.layout.each(offset, len.into(), |piece| {
+            match (found.is_none(), *piece.source.unwrap_or(&None)) {
+                (true, Some((source, start))) => {
+                    found = start.checked_add(piece.offset).map(|offset| (source, offset));
+                    Ok(())
+                }
+                _ => Err(()),
+            }
+        });
+        let current = self.state.lock().current.clone();
+        let (Ok(()), Some((source, offset)), Some(current)) = (one, found, current) else {
+            return Outcome::Not(reply);
+        };
+        match current.opened.get(source) {
+            Some(Opened::Remote(handle)) => handle.answer((offset, len), unique, channel, reply),
+            _ => Outcome::Not(reply),
         }
     }
 

@@ -14,5 +14,6 @@ mod line;
 mod questions;
 
 pub use self::connection::{About, Answer, Connection};
+pub(crate) use self::data::{Outcome, Question};
 pub use self::filesystem::Remote;
 pub use self::greeting::{ConnectError, Disconnected, Target};

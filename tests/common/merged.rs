@@ -194,6 +194,14 @@ path = "narrow"
 stripe = 512
 parts = [{ server = "east", path = "dir/b", length = 512000 }, { server = "west", path = "c", length = 512000 }]
 [[file]]
+path = "twice"
+parts = [
+  { server = "east", path = "dir/b", offset = 100, length = 3000 },
+  { server = "east", path = "dir/b", length = 2000 },
+  { local = "source/near", offset = 4000 },
+  { server = "east", path = "dir/b", offset = 3100, length = 900 },
+]
+[[file]]
 path = "none"
 parts = [{ zeros = 0 }, { local = "source/near", offset = 5000 }]
 "#;
@@ -209,10 +217,12 @@ parts = [{ zeros = 0 }, { local = "source/near", offset = 5000 }]
     .concat();
     let striped = in_turn(4096, &[&local, &east[3..], &west, &[0; 50000], &near[..4999]]);
     let narrow = in_turn(512, &[&east[..512_000], &west[..512_000]]);
+    let twice = [&east[100..3100], &east[..2000], &near[4000..], &east[3100..4000]].concat();
     let models = vec![
         ("images/joined", joined),
         ("images/striped", striped),
         ("narrow", narrow),
+        ("twice", twice),
         ("none", Vec::new()),
     ];
     (files.to_owned(), models)

@@ -15,13 +15,14 @@ mod xattr;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::num::NonZeroUsize;
 use std::os::unix::fs::{DirEntryExt, MetadataExt, PermissionsExt};
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
 use common::{EXTFUSE, Mounted, extfuse};
 use guest::Random;
-use merged::{Scene, all_kinds, reads_are_of};
+use merged::{Scene, all_kinds, in_turn, reads_are_of};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
@@ -52,6 +53,42 @@ fn what_is_read_is_what_the_parts_have() {
         assert!(bytes == &model[..]);
         munmap(at, model.len()).unwrap();
     }
+}
+
+/// A block device over a file, gone when the test ends.
+struct Loop(String);
+
+impl Loop {
+    fn over(file: &Path) -> Self {
+        let output = Command::new("losetup")
+            .args(["-f", "--show"])
+            .arg(file)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        Self(String::from_utf8(output.stdout).unwrap().trim().to_owned())
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["-d", &self.0]).status();
+    }
+}
+
+#[test]
+fn block_devices_are_sources_as_long_as_they_are() {
+    let mut scene = Scene::new();
+    let members = ["a", "b"].map(|name| scene.source(name, 300 << 10));
+    let devices = ["a", "b"].map(|name| Loop::over(&scene.path(name)));
+    let files = format!(
+        "[[file]]\npath = \"f\"\nstripe = 65536\nparts = [{{ local = {:?} }}, {{ local = {:?}, offset = 1024 }}]\n",
+        devices[0].0, devices[1].0
+    );
+    let mounted = scene.mount(&files, STOCK);
+    let model = in_turn(65536, &[&members[0], &members[1][1024..]]);
+    assert!(fs::read(mounted.join("f")).unwrap() == model);
+    reads_are_of(&mounted.join("f"), &model, &mut scene.dice, 10);
 }
 
 #[test]
@@ -137,7 +174,10 @@ parts = [{ server = "west", path = "private" }]
             names.sort();
             names
         };
-        assert_eq!(list(""), ["far", "images", "narrow", "none", "private", "shown"]);
+        assert_eq!(
+            list(""),
+            ["far", "images", "narrow", "none", "private", "shown", "twice"]
+        );
         assert_eq!(list("images"), ["joined", "striped"]);
         let missing = fs::metadata(mounted.join("images/none")).unwrap_err();
         assert_eq!(missing.raw_os_error(), Some(libc::ENOENT));
@@ -152,7 +192,7 @@ parts = [{ server = "west", path = "private" }]
         ];
         let blocks = sizes.map(|name| fs::metadata(mounted.join(name)).unwrap().blocks());
         assert_eq!(all.blocks(), blocks.iter().sum::<u64>());
-        assert_eq!((all.blocks_free(), all.files()), (0, 9));
+        assert_eq!((all.blocks_free(), all.files()), (0, 10));
         first
     };
     let mounted = scene.mount(&files, STOCK);
