@@ -186,6 +186,7 @@ parts = [{ server = "west", path = "private" }]
             "images/joined",
             "images/striped",
             "narrow",
+            "twice",
             "private",
             "shown",
             "far",
