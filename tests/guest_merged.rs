@@ -19,7 +19,7 @@ fn merged_files_are_the_same_through_the_module() {
     let mounted = scene.mount(&files, &["--require-module", "--ttl", "0.2"]);
     for (name, model) in &models {
         assert!(fs::read(mounted.join(name)).unwrap() == *model, "{name}");
-        reads_are_of(&mounted.join(name), model, &mut scene.dice, 8);
+        reads_are_of(&mounted.join(name), model, &mut scene.dice, 4);
     }
     assert!(mounted.report().program.is_some());
 
