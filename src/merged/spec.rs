@@ -430,6 +430,8 @@ fn no_two_at_one_place(text: &Text<'_>, files: &[File]) -> Result<(), SpecError>
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn parse(text: &str) -> Result<Spec, SpecError> {
@@ -618,6 +620,39 @@ parts = [{ local = "/data/a" }, { local = "../b" }]
                 "{error}\n{text}"
             );
             assert!(error.contains(named), "{error}: {named}\n{text}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn whatever_is_said_is_understood_or_refused(
+            said in proptest::collection::vec(
+                prop_oneof![
+                    proptest::sample::select(vec![
+                        "[[file]]\n", "[server.a]\n", "path = ", "parts = [", "]", "{", "}", "local = ", "zeros = ", ",",
+                        "server = ", "\"a\"", "\"b/c\"", "1", "512", "-1", "9223372036854775807", "\n", "stripe = ", "mode = ",
+                        "offset = ", "length = ", "url = ", "\u{e9}", "\"", "#",
+                        "[[file]]\npath = \"x\"\nparts = [{ zeros = 1 }]\n", "{ zeros = 9223372036854775807 },",
+                    ])
+                    .prop_map(str::to_owned),
+                    "\\PC{0,5}",
+                ],
+                0..20,
+            )
+        ) {
+            match parse(&said.concat()) {
+                Ok(spec) => {
+                    prop_assert!(!spec.files.is_empty());
+                    for file in &spec.files {
+                        prop_assert!(!file.names.is_empty() && !file.parts.is_empty());
+                        let lens = file.parts.iter().map(|part| part.length.unwrap_or(0));
+                        prop_assert!(lens.map(u128::from).sum::<u128>() <= i64::MAX as u128);
+                    }
+                }
+                Err(error) => prop_assert!(error.to_string().starts_with("/etc/x/spec.toml:"), "{}", error),
+            }
         }
     }
 

@@ -25,21 +25,27 @@ pub struct Served {
 }
 
 impl Served {
+    /// On a socket.
     pub fn start(directory: &Path, socket: &Path) -> Self {
         let _ = fs::remove_file(socket);
         let listen = format!("unix:{}", socket.display());
-        let mut child = Command::new(EXTFUSE)
-            .args(["serve", "--listen", &listen])
-            .arg(directory)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let (mut served, _) = Self::listening(directory, &["--listen", &listen]);
+        served.socket = socket.to_owned();
+        served
+    }
+
+    /// Wherever the arguments say, and what the command says of it.
+    pub fn listening(directory: &Path, arguments: &[&str]) -> (Self, String) {
+        let mut command = Command::new(EXTFUSE);
+        command.arg("serve").args(arguments).arg(directory);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         let stdout = child.stdout.take().unwrap();
         BufReader::new(stdout).read_line(&mut line).unwrap();
-        assert!(line.starts_with("extfuse: serving on "), "{line}");
-        let socket = socket.to_owned();
-        Self { child, socket }
+        let address = line.strip_prefix("extfuse: serving on ").expect(&line);
+        let address = address.trim().to_owned();
+        let socket = PathBuf::new();
+        (Self { child, socket }, address)
     }
 
     pub fn signal(&self, signal: Signal) {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Merged files, mounted by the command over sources of this machine and of two servers. Needs root.
 
+#[path = "../common/certificates.rs"]
+mod certificates;
 mod changing;
 #[path = "../common/mod.rs"]
 mod common;
@@ -20,9 +22,10 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use certificates::Authority;
 use common::{EXTFUSE, Mounted, extfuse};
 use guest::Random;
-use merged::{Scene, all_kinds, in_turn, reads_are_of};
+use merged::{Scene, Served, all_kinds, in_turn, reads_are_of};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
@@ -89,6 +92,59 @@ fn block_devices_are_sources_as_long_as_they_are() {
     let model = in_turn(65536, &[&members[0], &members[1][1024..]]);
     assert!(fs::read(mounted.join("f")).unwrap() == model);
     reads_are_of(&mounted.join("f"), &model, &mut scene.dice, 10);
+}
+
+#[test]
+fn a_server_is_reached_as_the_spec_says() {
+    let mut scene = Scene::new();
+    let bytes = scene.source("east/dir/b", 300_000);
+    let authority = Authority::new(scene.scratch.path(), "ca");
+    let identity = authority.of("server", "files.example");
+    let token = scene.path("token");
+    fs::write(&token, "sixteen bytes are enough").unwrap();
+    let [token, certificate, key] =
+        [&token, &identity.certificate, &identity.key].map(|path| path.to_str().unwrap());
+    let (served, address) = Served::listening(
+        &scene.path("east"),
+        &[
+            "--listen",
+            "127.0.0.1:0",
+            "--token-file",
+            token,
+            "--tls-cert",
+            certificate,
+            "--tls-key",
+            key,
+        ],
+    );
+    let spec = |more: &str| {
+        format!(
+            "[server.far]\nurl = \"extfuse://{address}\"\ntoken_file = \"token\"\ntls = true\ntls_ca = \"ca.pem\"\n{more}\n\
+             [[file]]\npath = \"f\"\nparts = [{{ server = \"far\", path = \"dir/b\" }}]\n"
+        )
+    };
+    {
+        let mounted = scene.mount(&spec("tls_name = \"files.example\""), STOCK);
+        assert!(fs::read(mounted.join("f")).unwrap() == bytes);
+        let remote = mounted.report().remote.expect("there is one server");
+        assert!(remote.connected && remote.round_trips > 0, "{remote:?}");
+    }
+    // Whom the certificate is not for, and who does not have the token.
+    let other = scene.spec(&spec(""));
+    let refused = |said: &str| {
+        let source = format!("merge:{}", other.display());
+        let at = scene.scratch.mountpoint();
+        let line = common::refusal(1, &["mount", "--stock", &source, at.to_str().unwrap()]);
+        assert!(
+            line.contains("spec.toml: server.far: ") && line.contains(said),
+            "{line}: {said}"
+        );
+    };
+    refused("certificate");
+    scene.spec(&spec("tls_name = \"files.example\""));
+    fs::write(scene.path("token"), "sixteen bytes that are others").unwrap();
+    refused("token");
+    drop(served);
 }
 
 #[test]
