@@ -357,10 +357,10 @@ impl Filesystem for Merged {
             false => self.file(node).and_then(|file| file.whole.open()),
         };
         match opened {
-            Ok(keep) => {
+            Ok(opening) => {
                 let mut flags = FopenFlags::FOPEN_NOFLUSH;
-                flags.set(FopenFlags::FOPEN_KEEP_CACHE, keep);
-                reply.opened(FileHandle(0), flags);
+                flags.set(FopenFlags::FOPEN_KEEP_CACHE, opening.keep);
+                reply.opened(FileHandle(opening.handle), flags);
             }
             Err(errno) => reply.error(self.refused(Opcode::Open, errno)),
         }
@@ -370,7 +370,7 @@ impl Filesystem for Merged {
         &self,
         req: &Request,
         node: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         offset: u64,
         size: u32,
         _flags: OpenFlags,
@@ -382,13 +382,15 @@ impl Filesystem for Merged {
         let mut reply = reply;
         if let (Some(channel), Ok(file)) = (&self.channel, self.file(node)) {
             let unique = req.unique().into();
-            match file.whole.answer((offset, size), unique, channel, reply) {
+            match file.whole.answer(fh.0, (offset, size), unique, channel, reply) {
                 Outcome::Answered(Ok(())) => return,
                 Outcome::Answered(Err(_)) => return self.upcalls.count_error(Opcode::Read),
                 Outcome::Not(unanswered) => reply = unanswered,
             }
         }
-        let read = self.file(node).and_then(|file| file.whole.read(offset, size));
+        let read = self
+            .file(node)
+            .and_then(|file| file.whole.read(fh.0, offset, size));
         match read {
             Ok(data) => reply.data(&data),
             Err(errno) => reply.error(self.refused(Opcode::Read, errno)),
@@ -399,7 +401,7 @@ impl Filesystem for Merged {
         &self,
         _req: &Request,
         node: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
@@ -407,7 +409,7 @@ impl Filesystem for Merged {
     ) {
         self.count(Opcode::Release);
         if let Ok(file) = self.file(node) {
-            file.whole.close();
+            file.whole.close(fh.0);
         }
         reply.ok();
     }

@@ -4,6 +4,7 @@
 //! Its size is what its sources were when it was mounted. All who have it open read the same: the sources as they were
 //! found when it was last opened, or its attributes were last asked for.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -36,6 +37,48 @@ struct State {
     current: Option<Arc<Generation>>,
     /// Which sources the pages that the kernel keeps are of, if they are of one generation.
     pages: Option<Arc<[Stamp]>>,
+    handles: u64,
+    /// Those who were told to drop the pages, and for which sources. Not before the kernel says something else of that handle
+    /// has it done so: until then somebody else may still find what was before.
+    dropping: HashMap<u64, Arc<[Stamp]>>,
+}
+
+impl State {
+    /// The kernel knows of this handle.
+    fn heard_of(&mut self, handle: u64) {
+        let Some(stamps) = self.dropping.remove(&handle) else {
+            return;
+        };
+        // What was read since then is of these, too.
+        if self
+            .current
+            .as_ref()
+            .is_some_and(|current| current.stamps == stamps)
+        {
+            self.pages = Some(stamps);
+        }
+    }
+
+    /// Those who read from now on read this.
+    fn go_on_with(&mut self, generation: &Arc<Generation>) {
+        if self
+            .current
+            .as_ref()
+            .is_some_and(|current| current.stamps != generation.stamps)
+        {
+            // There may be some of either.
+            self.pages = None;
+        }
+        self.current = Some(Arc::clone(generation));
+    }
+}
+
+/// What an open is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Opening {
+    pub handle: u64,
+    /// Whether the pages that the kernel has are still right.
+    pub keep: bool,
 }
 
 #[derive(Debug)]
@@ -98,8 +141,8 @@ impl Whole {
         Ok(Arc::new(Generation { turn, stamps, opened }))
     }
 
-    /// One more has it open. Whether the pages that the kernel has of it are still right.
-    pub fn open(&self) -> Result<bool, Errno> {
+    /// One more has it open.
+    pub fn open(&self) -> Result<Opening, Errno> {
         let stamps = self.look()?;
         let fits = |current: &Arc<Generation>| current.stamps == stamps;
         let mut began = None;
@@ -121,17 +164,22 @@ impl Whole {
                     later
                 }
             };
+            state.go_on_with(&current);
             let keep = state.pages.as_ref() == Some(&current.stamps);
-            state.pages = Some(Arc::clone(&current.stamps));
-            state.current = Some(current);
+            state.handles += 1;
+            let handle = state.handles;
+            if !keep {
+                state.dropping.insert(handle, Arc::clone(&current.stamps));
+            }
             state.opens += 1;
-            return Ok(keep);
+            return Ok(Opening { handle, keep });
         }
     }
 
     /// One less has it open.
-    pub fn close(&self) {
+    pub fn close(&self, handle: u64) {
         let mut state = self.state.lock();
+        state.heard_of(handle);
         state.opens = state.opens.saturating_sub(1);
         let last = match state.opens {
             0 => state.current.take(),
@@ -161,19 +209,22 @@ impl Whole {
         let Some(current) = state.current.clone() else {
             return Ok(began);
         };
-        if current.stamps != began.stamps {
-            // There may be some of either.
-            state.pages = None;
-        }
         let (current, older) = in_turn(current, began);
         _older = older;
-        state.current = Some(Arc::clone(&current));
+        state.go_on_with(&current);
         Ok(current)
     }
 
+    /// The sources for who reads.
+    fn current(&self, handle: u64) -> Option<Arc<Generation>> {
+        let mut state = self.state.lock();
+        state.heard_of(handle);
+        state.current.clone()
+    }
+
     /// Bytes of it; fewer at its end. EIO if a source has become shorter.
-    pub fn read(&self, offset: u64, size: u32) -> Result<Vec<u8>, Errno> {
-        let current = self.state.lock().current.clone().ok_or(Errno::EBADF)?;
+    pub fn read(&self, handle: u64, offset: u64, size: u32) -> Result<Vec<u8>, Errno> {
+        let current = self.current(handle).ok_or(Errno::EBADF)?;
         match self.gather(&current, offset, size) {
             // The server was started anew, and knows nothing of what was open.
             Err(Errno::ESTALE) => self.gather(&*self.renew()?, offset, size),
@@ -184,6 +235,7 @@ impl Whole {
     /// Answers a READ past the daemon, if all that it wants is in one source on a server.
     pub fn answer(
         &self,
+        handle: u64,
         (offset, size): (u64, u32),
         unique: u64,
         channel: &Channel,
@@ -202,7 +254,7 @@ impl Whole {
                 _ => Err(()),
             }
         });
-        let current = self.state.lock().current.clone();
+        let current = self.current(handle);
         let (Ok(()), Some((source, offset)), Some(current)) = (one, found, current) else {
             return Outcome::Not(reply);
         };

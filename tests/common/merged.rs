@@ -15,7 +15,7 @@ use std::process::{Child, Command, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::common::{EXTFUSE, Mounted, Scratch};
+use crate::common::{EXTFUSE, Mounted, Scratch, eventually};
 use crate::guest::{Random, seed};
 
 /// `extfuse serve` on a socket, gone when the test ends.
@@ -50,6 +50,15 @@ impl Served {
 
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
+    }
+
+    /// Until SIGCONT, all of its threads.
+    pub fn stop(&self) {
+        self.signal(Signal::SIGSTOP);
+        let tasks = format!("/proc/{}/task", self.child.id());
+        let status = |task: fs::DirEntry| fs::read_to_string(task.path().join("status")).unwrap();
+        let stopped = |task: std::io::Result<fs::DirEntry>| status(task.unwrap()).contains("State:\tT");
+        eventually(|| fs::read_dir(&tasks).unwrap().all(stopped));
     }
 
     pub fn kill(&mut self) {

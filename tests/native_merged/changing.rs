@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -227,7 +228,7 @@ fn a_server_that_is_killed_is_an_error_in_time_and_goes_on_when_it_is_back() {
 fn a_server_that_says_nothing_is_an_error_in_time() {
     let (scene, mounted, model) = begin();
     let file = direct(&mounted.join("f"));
-    scene.east.signal(Signal::SIGSTOP);
+    scene.east.stop();
     let read = in_time("read", || file.read_at(&mut [0; 10], LEN as u64));
     assert!(
         [Some(libc::EIO), Some(libc::ETIMEDOUT)].contains(&read),
@@ -257,4 +258,51 @@ fn a_source_that_is_gone_is_an_error_until_it_is_back() {
         assert!(fs::read(&path).unwrap() == model);
         assert_eq!(fs::metadata(&path).unwrap().ino(), number);
     }
+}
+
+#[test]
+fn who_opens_a_file_reads_nothing_older_than_what_was_there_before() {
+    let scene = Scene::new();
+    let all = |version: u64| version.to_ne_bytes().repeat(LEN / 8);
+    let replace = |version: u64| {
+        for name in ["source/a", "east/b"] {
+            fs::write(scene.path("new"), all(version)).unwrap();
+            fs::rename(scene.path("new"), scene.path(name)).unwrap();
+        }
+    };
+    replace(1);
+    let mounted = scene.mount(FILES, &["--stock", "--ttl", "1000"]);
+    let (published, over) = (AtomicU64::new(1), AtomicBool::new(false));
+    let reads = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                while !over.load(Ordering::SeqCst) {
+                    let before = published.load(Ordering::SeqCst);
+                    let bytes = fs::read(mounted.join("f")).unwrap();
+                    let after = published.load(Ordering::SeqCst);
+                    for word in bytes[..2 * LEN].chunks(8) {
+                        let version = u64::from_ne_bytes(word.try_into().unwrap());
+                        assert!(
+                            (before..=after + 1).contains(&version),
+                            "{before} {version} {after}"
+                        );
+                    }
+                    reads.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+        let start = Instant::now();
+        for version in 2.. {
+            replace(version);
+            published.store(version, Ordering::SeqCst);
+            // Some find it changed, others as they have left it.
+            std::thread::sleep(Duration::from_micros(version % 7 * 300));
+            if start.elapsed() > Duration::from_secs(3) {
+                break;
+            }
+        }
+        over.store(true, Ordering::SeqCst);
+    });
+    assert!(reads.into_inner() > 100);
 }
