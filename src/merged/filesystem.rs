@@ -257,9 +257,9 @@ impl Merged {
             return Ok((FileAttr { nlink, ..attr }, FOREVER));
         }
         let file = self.file(node)?;
-        let stamps = file.whole.refresh()?;
-        let newest = |time: fn(&Stamp) -> SystemTime| stamps.iter().map(time).max();
-        let mtime = newest(|stamp| stamp.mtime).unwrap_or(self.made);
+        let (stamps, changed) = file.whole.refresh()?;
+        let mtime = changed.unwrap_or(self.made);
+        let ctime = stamps.iter().map(|stamp| stamp.ctime).max();
         let public = stamps.iter().all(|stamp| stamp.public);
         let size = file.whole.size();
         let attr = FileAttr {
@@ -267,7 +267,7 @@ impl Merged {
             blocks: size.div_ceil(512),
             atime: mtime,
             mtime,
-            ctime: newest(|stamp| stamp.ctime).unwrap_or(self.made),
+            ctime: ctime.unwrap_or(self.made),
             kind: FileType::RegularFile,
             // What not everybody may read does not become readable by being merged.
             perm: file.mode.unwrap_or(if public { 0o444 } else { 0o400 }),

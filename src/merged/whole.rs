@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use fuser::ReplyData;
 use nix::errno::Errno;
@@ -41,6 +42,8 @@ struct State {
     /// Those who were told to drop the pages, and for which sources. Not before the kernel says something else of that handle
     /// has it done so: until then somebody else may still find what was before.
     dropping: HashMap<u64, Arc<[Stamp]>>,
+    /// Which sources were last told of, and when they were last changed.
+    told: Option<(Arc<[Stamp]>, SystemTime)>,
 }
 
 impl State {
@@ -57,6 +60,21 @@ impl State {
         {
             self.pages = Some(stamps);
         }
+    }
+
+    /// When the sources were last changed: the newest of their times. If that is what was told of others, another time, a
+    /// nanosecond later: it is how the kernel sees that its pages are of no more use.
+    fn changed(&mut self, stamps: &Arc<[Stamp]>) -> Option<SystemTime> {
+        let newest = stamps.iter().map(|stamp| stamp.mtime).max()?;
+        let time = match &self.told {
+            Some((told, time)) if told == stamps => *time,
+            Some((_, time)) if *time == newest => {
+                newest.checked_add(Duration::from_nanos(1)).unwrap_or(newest)
+            }
+            _ => newest,
+        };
+        self.told = Some((Arc::clone(stamps), time));
+        Some(time)
     }
 
     /// Those who read from now on read this.
@@ -190,14 +208,15 @@ impl Whole {
         drop(last);
     }
 
-    /// How the sources are; who has it open reads them so from now on.
-    pub fn refresh(&self) -> Result<Arc<[Stamp]>, Errno> {
-        let stamps = self.look()?;
+    /// How the sources are, and when they were last changed; who has it open reads them so from now on.
+    pub fn refresh(&self) -> Result<(Arc<[Stamp]>, Option<SystemTime>), Errno> {
+        let mut stamps = self.look()?;
         let fits = |current: &Arc<Generation>| current.stamps == stamps;
-        if self.state.lock().current.as_ref().is_none_or(fits) {
-            return Ok(stamps);
+        if !self.state.lock().current.as_ref().is_none_or(fits) {
+            stamps = Arc::clone(&self.renew()?.stamps);
         }
-        Ok(Arc::clone(&self.renew()?.stamps))
+        let changed = self.state.lock().changed(&stamps);
+        Ok((stamps, changed))
     }
 
     /// The sources, opened anew.

@@ -121,12 +121,13 @@ fn what_replaces_a_source_is_seen_by_all_who_have_the_file_open() {
     fs::rename(scene.path("new"), scene.path("source/a")).unwrap();
     assert!(read_at(&open, 0, 3 * LEN) == model);
     assert!(read_at(&direct, 0, 3 * LEN) == model);
-    // With older times, too, if not a byte is where it was.
+    // With older times, too, and the newest as it was.
     let old = scene.source("new", LEN);
     let file = OpenOptions::new().write(true).open(scene.path("new")).unwrap();
     file.set_modified(std::time::UNIX_EPOCH).unwrap();
     model[..LEN].copy_from_slice(&old);
     fs::rename(scene.path("new"), scene.path("source/a")).unwrap();
+    assert!(read_at(&open, 0, 3 * LEN) == model);
     assert!(fs::read(mounted.join("f")).unwrap() == model);
 }
 
@@ -149,10 +150,10 @@ fn what_changes_in_place_is_seen_and_what_does_not_is_kept() {
         assert!(read_at(&direct, 0, 3 * LEN) == model, "{name}: at once");
         assert!(read_at(&open, 0, 3 * LEN) == model, "{name}: {begin}");
         let modified = source.metadata().unwrap().modified().unwrap();
-        assert_eq!(
-            fs::metadata(mounted.join("f")).unwrap().modified().unwrap(),
-            modified
-        );
+        let shown = fs::metadata(mounted.join("f")).unwrap().modified().unwrap();
+        // More, if something has changed twice in a tick of the clock.
+        let late = shown.duration_since(modified).unwrap();
+        assert!(late <= Duration::from_nanos(1), "{late:?}");
         assert!(all() == model, "{name}");
         assert_eq!(reads(&mounted, || assert!(all() == model)), 0, "{name}");
     }
