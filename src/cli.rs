@@ -6,6 +6,7 @@ mod daemon;
 mod doctor;
 mod fetch;
 mod handler;
+mod merge;
 mod mount;
 mod remote;
 mod serve;

@@ -4,7 +4,7 @@
 //! The parts, and which may use which: `fs` (the file systems) → [`ebpf`] (programs, maps and the
 //! cache protocol), [`splice`] (payload between memory, files, pipes and sockets) and [`remote`] (what a
 //! client and a server say to each other) → [`sys`] (system calls and ioctls) → [`abi`] (the numbers that all
-//! parties share).
+//! parties share). [`merged`] (files put together from others) uses `splice` and `remote`.
 //!
 //! A [`fuser::Filesystem`] of your own gets it by its mount call:
 //!
@@ -21,6 +21,7 @@ pub mod abi;
 pub mod control;
 pub mod ebpf;
 pub mod fs;
+pub mod merged;
 pub mod remote;
 pub mod session;
 pub mod splice;

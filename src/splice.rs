@@ -10,6 +10,7 @@ pub mod channel;
 pub mod copy;
 pub mod drain;
 mod incoming;
+pub(crate) mod layout;
 pub mod merge;
 pub mod mount;
 pub mod paths;

@@ -64,7 +64,14 @@ fn help_explains_options_and_signals() {
     let output = extfuse(&["mount", "--help"]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success());
-    for word in ["SIGTERM", "no_passthrough", "--require-module", "ttl=SECONDS"] {
+    for word in [
+        "SIGTERM",
+        "no_passthrough",
+        "--require-module",
+        "ttl=SECONDS",
+        "merge:SPEC.toml",
+        "[[file]]",
+    ] {
         assert!(text.contains(word), "{word} is missing");
     }
 }

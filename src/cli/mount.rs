@@ -2,7 +2,7 @@
 //! `extfuse mount`.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -17,13 +17,16 @@ use sd_notify::NotifyState;
 
 use super::daemon::{Herald, Launched, launch};
 use super::remote::{self, How, Line, Source};
-use super::{Failure, complain, notify, say};
+use super::{Failure, complain, merge, notify, say};
 
-/// Mount a directory somewhere else, or what a server has, through extfuse.
+/// Mount a directory somewhere else, what a server has, or files merged of others, through extfuse.
 ///
 /// Prints one line when it is mounted. A server's directory is extfuse://HOST:PORT/NAME, without NAME the one that it serves without a name, or
 /// extfuse+unix:SOCKET. With the module its answers are kept until the server takes them back; without it, or with
 /// --consistency strict, everything is asked of the server.
+///
+/// merge:SPEC.toml is a read-only file system of files that are put together from ranges of others, of this machine and of
+/// servers, one behind the other or in turn; see below.
 ///
 /// Without the extfuse module, or without privilege, it is mounted through stock FUSE, with a
 /// warning. The mount ends with `extfuse umount`, umount(8), or a signal (SIGINT, SIGTERM, SIGHUP)
@@ -32,7 +35,7 @@ use super::{Failure, complain, notify, say};
 #[derive(Debug, Args)]
 #[command(after_help = OPTIONS)]
 pub struct Mount {
-    /// The directory to serve: a path, or extfuse://HOST:PORT/NAME
+    /// What to serve: a directory's path, extfuse://HOST:PORT/NAME, or merge:SPEC.toml
     source: PathBuf,
     /// Where to mount it
     mountpoint: PathBuf,
@@ -85,27 +88,47 @@ Mount options:
   no_passthrough             reads and writes go through the daemon
   ttl=SECONDS, exclusive, hold=N
                              as the options above
-  entries=N                  rows in each of the handlers' maps";
+  entries=N                  rows in each of the handlers' maps
+
+Merged files: SPEC.toml says what is put together; docs/merge.md has all of it, and what becomes of changes.
+
+  [server.east]                         # as on the command line: token_file, tls, tls_ca, tls_name,
+  url = \"extfuse+unix:/run/east.sock\"   # tls_cert, tls_key, insecure, timeout, on_disconnect
+
+  [[file]]
+  path = \"images/disk.img\"
+  mode = 0o444                          # optional
+  stripe = 65536                        # optional: so many bytes of each part in turn
+  parts = [
+    { local = \"head\", offset = 0, length = 65536 },
+    { server = \"east\", path = \"dir/rest\" },
+    { zeros = 65536 },
+  ]
+
+  Of the mount options only ro, allow_other, fsname, subtype, max_read and ttl are for merged files: ttl is how old
+  attributes may be.";
 
 pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     parse_seconds(text).ok_or_else(|| "a number of seconds expected".into())
 }
 
+/// What is mounted.
+#[derive(Debug)]
+enum What {
+    /// A directory of this machine.
+    Directory,
+    /// What a server has.
+    Remote(Source),
+    /// Merged files, by their spec.
+    Merged(PathBuf),
+}
+
 impl Mount {
     pub fn run(self) -> Result<ExitCode, Failure> {
         let options = self.options().map_err(Failure::Usage)?;
-        let server = Source::parse(self.source.as_os_str()).map_err(Failure::Usage)?;
-        if let Some(source) = &server {
-            self.check(source, &options).map_err(Failure::Usage)?;
-        } else if self.line.is_given() {
-            let error = anyhow!(
-                "{} is on no server: for extfuse://HOST:PORT only",
-                self.source.display()
-            );
-            return Err(Failure::Usage(error));
-        }
+        let what = self.what(&options).map_err(Failure::Usage)?;
         if self.foreground {
-            return self.serve(options, server, None);
+            return self.serve(options, what, None);
         }
         let line = self.ready_line();
         match launch()? {
@@ -114,7 +137,7 @@ impl Mount {
                 say(&line)?;
                 Ok(code)
             }
-            Launched::Daemon(herald) => self.serve(options, server, Some(herald)),
+            Launched::Daemon(herald) => self.serve(options, what, Some(herald)),
         }
     }
 
@@ -126,10 +149,25 @@ impl Mount {
         )
     }
 
-    /// That what was said goes with a server.
-    fn check(&self, source: &Source, options: &MountOptions) -> anyhow::Result<()> {
-        ensure!(!self.no_handlers, "--no-handlers is not for what a server has");
-        source.check(&self.line, options)
+    /// What is to be mounted, if all that was said goes with it.
+    fn what(&self, options: &MountOptions) -> anyhow::Result<What> {
+        let source = self.source.as_os_str();
+        if let Some(spec) = merge::parse(source)? {
+            ensure!(!self.no_handlers, "--no-handlers is not for merged files");
+            merge::check(&self.line, options)?;
+            return Ok(What::Merged(spec));
+        }
+        if let Some(source) = Source::parse(source)? {
+            ensure!(!self.no_handlers, "--no-handlers is not for what a server has");
+            source.check(&self.line, options)?;
+            return Ok(What::Remote(source));
+        }
+        ensure!(
+            !self.line.is_given(),
+            "{} is on no server: for extfuse://HOST:PORT only",
+            self.source.display()
+        );
+        Ok(What::Directory)
     }
 
     fn options(&self) -> anyhow::Result<MountOptions> {
@@ -145,17 +183,13 @@ impl Mount {
     }
 
     /// Mounts and serves. In the background errors go to the command while it listens.
-    fn serve(
-        self,
-        options: MountOptions,
-        server: Option<Source>,
-        herald: Option<Herald>,
-    ) -> Result<ExitCode, Failure> {
+    fn serve(self, options: MountOptions, what: What, herald: Option<Herald>) -> Result<ExitCode, Failure> {
         let line = self.ready_line();
         let alone = herald.as_ref().map_or(Ok(()), Herald::leave_terminal);
-        let mounted = alone.and_then(|()| match server {
-            Some(source) => self.mount_remote(source, options),
-            None => self.mount(options),
+        let mounted = alone.and_then(|()| match what {
+            What::Directory => self.mount(options),
+            What::Remote(source) => self.mount_remote(source, options),
+            What::Merged(spec) => self.mount_merged(&spec, options),
         });
         let serve = match mounted {
             Ok(serve) => serve,
@@ -180,6 +214,17 @@ impl Mount {
 
     fn mount_remote(self, source: Source, options: MountOptions) -> anyhow::Result<Serve> {
         let supervisor = watch()?;
+        let (line, how) = self.how(options);
+        ready(remote::mount(source, &line, how, supervisor)?)
+    }
+
+    fn mount_merged(self, spec: &Path, options: MountOptions) -> anyhow::Result<Serve> {
+        let supervisor = watch()?;
+        let (_, how) = self.how(options);
+        ready(merge::mount(spec, how, supervisor)?)
+    }
+
+    fn how(self, options: MountOptions) -> (Line, How) {
         let how = How {
             mountpoint: self.mountpoint,
             fsname: self.source.into(),
@@ -188,7 +233,7 @@ impl Mount {
             require_module: self.require_module,
             threads: self.threads,
         };
-        ready(remote::mount(source, &self.line, how, supervisor)?)
+        (self.line, how)
     }
 
     fn mount(self, options: MountOptions) -> anyhow::Result<Serve> {

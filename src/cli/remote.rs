@@ -232,6 +232,19 @@ impl Source {
         line.tls.check(&self.address)?;
         check_line(&self.address, line.insecure || line.tls.is_given())
     }
+
+    /// How to connect; `keeps` if the server has to tell of changes.
+    pub fn target(self, line: &Line, keeps: bool) -> anyhow::Result<Target> {
+        Ok(Target {
+            keeps,
+            disconnected: line.on_disconnect.unwrap_or_default(),
+            tls: line.tls.load(&self.address)?,
+            address: self.address,
+            export: self.export,
+            token: line.token_file.as_deref().map(token).transpose()?,
+            timeout: line.timeout.unwrap_or(Duration::from_secs(30)),
+        })
+    }
 }
 
 fn open_spool(options: &SpoolOptions, name: String, mountpoint: &Path) -> anyhow::Result<Spool> {
@@ -265,15 +278,7 @@ pub fn mount(
     };
     let keeps = kernel_keeps || place.is_some() && consistency != Consistency::Strict;
     let name = format!("{}/{}", source.address, source.export.as_os_str().display());
-    let target = Target {
-        keeps,
-        disconnected: line.on_disconnect.unwrap_or_default(),
-        tls: line.tls.load(&source.address)?,
-        address: source.address,
-        export: source.export,
-        token: line.token_file.as_deref().map(token).transpose()?,
-        timeout: line.timeout.unwrap_or(Duration::from_secs(30)),
-    };
+    let target = source.target(line, keeps)?;
     let timeout = target.timeout;
     let shares = line.locks != Some(Whose::Local);
     let connection = Connection::open(&target)?;

@@ -253,10 +253,28 @@ mod tests {
             round_trips: 12,
             filled: 3 << 20,
             copied: 1000,
+            ..Remote::default()
         });
         let text = table(&report);
         assert!(text.contains("server       connected, lease 9.9 s, 2 times anew, 12 round trips"));
-        assert!(text.contains("read         3.0 MiB past the daemon, 1000 B through it"));
+        assert!(text.contains("read         3.0 MiB past the daemon, 1000 B through it\n"));
+        assert!(!text.contains("spool"));
+        let spool = Spool {
+            bytes: 5 << 20,
+            limit: 1 << 30,
+            hits: 7,
+            misses: 2,
+            passed: 1,
+            fetched: 6 << 20,
+        };
+        report.remote = report.remote.map(|remote| Remote {
+            spooled: 2048,
+            spool: Some(spool),
+            ..remote
+        });
+        let text = table(&report);
+        assert!(text.contains("1000 B through it, 2.0 KiB from the spool\n"));
+        assert!(text.contains("spool        5.0 MiB of 1.0 GiB, 7 of 9 reads found there, 1 not kept\n"));
     }
 
     #[test]

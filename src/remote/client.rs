@@ -17,6 +17,7 @@ mod spool;
 mod writeback;
 
 pub use self::connection::{About, Answer, Connection};
+pub(crate) use self::data::{Outcome, Question};
 pub use self::filesystem::Remote;
 pub use self::greeting::{ConnectError, Disconnected, Target};
 pub use self::locks::Pages;

@@ -17,13 +17,15 @@
 
 use std::fmt;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use thiserror::Error;
 
 use super::buf::{BufFlags, FuseBuf, FuseBufVec};
+pub use super::layout::MergeError;
+use super::layout::{Layout, LayoutBuilder};
 
 /// Zeros that a hole is made of.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
@@ -176,79 +178,37 @@ impl<F: Fn(u64, usize) -> io::Result<()> + Send + Sync> Source for Stream<F> {
     }
 }
 
-/// Why ranges don't make a file.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-pub enum MergeError {
-    /// Two ranges want the same bytes.
-    #[error("the range of {len} bytes at {start} overlaps the one that begins at {other}")]
-    Overlap {
-        /// Where the later of the two begins.
-        start: u64,
-        /// Its length.
-        len: u64,
-        /// Where the earlier one begins.
-        other: u64,
-    },
-    /// A range ends where no file can: behind 2^63 - 1.
-    #[error("the range of {len} bytes at {start} ends behind the largest file")]
-    TooLarge {
-        /// Where it begins.
-        start: u64,
-        /// Its length.
-        len: u64,
-    },
-}
-
-struct Range {
-    start: u64,
-    len: u64,
-    source: Box<dyn Source>,
-}
-
-impl Range {
-    /// The builder refuses what would overflow.
-    fn end(&self) -> u64 {
-        self.start.saturating_add(self.len)
-    }
-}
-
-impl fmt::Debug for Range {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}..{}", self.start, self.end())
-    }
-}
-
 /// One file whose ranges come from different sources. What no range covers is a hole.
 #[derive(Debug)]
 pub struct Merge {
-    /// Sorted by start; none empty, none overlapping.
-    ranges: Vec<Range>,
-    size: u64,
+    layout: Layout<Box<dyn Source>>,
 }
 
 /// The ranges of a [`Merge`] to be.
 #[derive(Debug, Default)]
-pub struct MergeBuilder {
-    ranges: Vec<Range>,
-    /// Where the next concatenated range begins.
-    end: u64,
-    size: u64,
-}
+pub struct MergeBuilder(LayoutBuilder<Box<dyn Source>>);
 
 impl MergeBuilder {
     /// The first `len` bytes of a source, behind all that was added before.
     #[must_use]
-    pub fn append(self, len: u64, source: impl Source + 'static) -> Self {
-        let start = self.end;
-        self.place(start, len, source)
+    pub fn append(mut self, len: u64, source: impl Source + 'static) -> Self {
+        self.0.append(len, Box::new(source));
+        self
     }
 
     /// The first `len` bytes of a source, from `start` of the file on.
     #[must_use]
     pub fn place(mut self, start: u64, len: u64, source: impl Source + 'static) -> Self {
-        self.end = self.end.max(start.saturating_add(len));
-        let source = Box::new(source);
-        self.ranges.push(Range { start, len, source });
+        self.0.place(start, len, Box::new(source));
+        self
+    }
+
+    /// Sources in turn, behind all that was added before: `unit` bytes of each, and again, until all are used up. Each
+    /// comes with how many of its first bytes there are; the last of them may be fewer than a unit, and one that is used
+    /// up is left out.
+    #[must_use]
+    pub fn interleave(mut self, unit: NonZeroU64, sources: Vec<(u64, Box<dyn Source>)>) -> Self {
+        self.0.append_in_turn(unit, sources);
         self
     }
 
@@ -261,7 +221,7 @@ impl MergeBuilder {
     /// At least this size: a hole at the end, if the ranges end before.
     #[must_use]
     pub fn size(mut self, size: u64) -> Self {
-        self.size = size;
+        self.0.size(size);
         self
     }
 
@@ -271,27 +231,9 @@ impl MergeBuilder {
     ///
     /// [`MergeError`].
     pub fn build(self) -> Result<Merge, MergeError> {
-        let mut ranges = self.ranges;
-        ranges.retain(|range| range.len > 0);
-        ranges.sort_by_key(|range| range.start);
-        let mut previous: Option<&Range> = None;
-        for range in &ranges {
-            let &Range { start, len, .. } = range;
-            if start.checked_add(len).is_none_or(|end| end > i64::MAX as u64) {
-                return Err(MergeError::TooLarge { start, len });
-            }
-            if let Some(previous) = previous.filter(|previous| previous.end() > start) {
-                let other = previous.start;
-                return Err(MergeError::Overlap { start, len, other });
-            }
-            previous = Some(range);
-        }
-        if self.size > i64::MAX as u64 {
-            let (start, len) = (0, self.size);
-            return Err(MergeError::TooLarge { start, len });
-        }
-        let size = ranges.last().map_or(0, Range::end).max(self.size);
-        Ok(Merge { ranges, size })
+        Ok(Merge {
+            layout: self.0.build()?,
+        })
     }
 }
 
@@ -305,7 +247,7 @@ impl Merge {
     /// Bytes of the file.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.size
+        self.layout.size()
     }
 
     /// The buffers that a read of `size` bytes at `offset` needs, in order; fewer bytes at the end of the
@@ -315,25 +257,12 @@ impl Merge {
     ///
     /// Those of the sources; EIO of one that gave another number of bytes than it was asked for.
     pub fn plan(&self, offset: u64, size: usize) -> io::Result<FuseBufVec<'static>> {
-        let end = offset.saturating_add(size as u64).min(self.size);
-        let mut at = offset;
         let mut plan = FuseBufVec::new();
-        let first = self.ranges.partition_point(|range| range.end() <= offset);
-        for range in self.ranges.iter().skip(first) {
-            if range.start >= end || at >= end {
-                break;
-            }
-            if at < range.start {
-                push(&Hole, 0, range.start - at, &mut plan)?;
-                at = range.start;
-            }
-            let until = range.end().min(end);
-            push(&*range.source, at - range.start, until - at, &mut plan)?;
-            at = until;
-        }
-        if at < end {
-            push(&Hole, 0, end - at, &mut plan)?;
-        }
+        self.layout
+            .each(offset, size as u64, |piece| match piece.source {
+                Some(source) => push(&**source, piece.offset, piece.len, &mut plan),
+                None => push(&Hole, 0, piece.len, &mut plan),
+            })?;
         Ok(plan)
     }
 }
@@ -360,43 +289,6 @@ mod tests {
             plan.push(FuseBuf::owned(vec![1; len - 1]));
             Ok(())
         }
-    }
-
-    #[test]
-    fn ranges_that_overlap_or_end_nowhere_are_refused() {
-        let build = |ranges: &[(u64, u64)]| {
-            let builder = Merge::builder();
-            let placed = ranges
-                .iter()
-                .fold(builder, |builder, &(start, len)| builder.place(start, len, Hole));
-            placed.build().map(|merge| merge.size())
-        };
-        assert_eq!(build(&[]), Ok(0));
-        assert_eq!(build(&[(10, 5), (0, 10)]), Ok(15));
-        let (start, len, other) = (9, 6, 0);
-        assert_eq!(
-            build(&[(9, 6), (0, 10)]),
-            Err(MergeError::Overlap { start, len, other })
-        );
-        assert_eq!(
-            build(&[(5, 0), (0, 10), (20, 0)]),
-            Ok(10),
-            "nothing covers nothing"
-        );
-        let (start, len) = (u64::MAX - 1, 5);
-        assert_eq!(build(&[(start, len)]), Err(MergeError::TooLarge { start, len }));
-        assert_eq!(build(&[(i64::MAX as u64 - 5, 5)]), Ok(i64::MAX as u64));
-    }
-
-    #[test]
-    fn concatenation_goes_on_behind_what_was_placed() {
-        let merge = Merge::builder()
-            .append(3, Hole)
-            .place(10, 2, Hole)
-            .append(4, Hole);
-        let starts: Vec<u64> = merge.ranges.iter().map(|range| range.start).collect();
-        assert_eq!(starts, [0, 10, 12]);
-        assert_eq!(merge.size(100).build().unwrap().size(), 100);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! One file of many sources against the same file in memory.
 
 use std::io::{Read, Write};
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
@@ -84,6 +85,29 @@ fn place(
     }
 }
 
+/// `unit` bytes of each source in turn.
+fn interleave(
+    builder: merge::MergeBuilder,
+    model: &mut Vec<u8>,
+    unit: u64,
+    lens: &[usize],
+) -> merge::MergeBuilder {
+    let sources: Vec<Vec<u8>> = (0..).zip(lens).map(|(at, len)| pattern(at * 77, *len)).collect();
+    let mut left: Vec<&[u8]> = sources.iter().map(Vec::as_slice).collect();
+    while left.iter().any(|left| !left.is_empty()) {
+        for left in &mut left {
+            let (now, later) = left.split_at((unit as usize).min(left.len()));
+            model.extend_from_slice(now);
+            *left = later;
+        }
+    }
+    let boxed = |bytes: Vec<u8>| -> (u64, Box<dyn merge::Source>) {
+        (bytes.len() as u64, Box::new(merge::Memory::from(bytes)))
+    };
+    let unit = NonZeroU64::new(unit).unwrap();
+    builder.interleave(unit, sources.into_iter().map(boxed).collect())
+}
+
 fn ranges() -> impl Strategy<Value = Vec<(usize, (What, usize))>> {
     let what = prop_oneof![
         Just(What::File),
@@ -102,6 +126,8 @@ proptest! {
     #[test]
     fn reads_give_what_the_sources_have(
         ranges in ranges(),
+        unit in 1..3000u64,
+        in_turn in proptest::collection::vec(0..9000usize, 0..4),
         tail in 0..20usize,
         reads in proptest::collection::vec((0..1000usize, 0..20_000usize), 1..8),
         way in 0..3usize,
@@ -110,6 +136,7 @@ proptest! {
         for (gap, range) in ranges {
             builder = place(builder, &mut model, gap, range);
         }
+        builder = interleave(builder, &mut model, unit, &in_turn);
         model.resize(model.len() + tail, 0);
         let merged = builder.size(model.len() as u64).build().unwrap();
         prop_assert_eq!(merged.size(), model.len() as u64);

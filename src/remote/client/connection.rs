@@ -142,7 +142,7 @@ impl Connection {
 
     /// Answers a READ through `channel`, over a connection that is for data; or gives the reply back: then nothing has
     /// happened yet, and it is for [`call`](Self::call).
-    pub(super) fn read(&self, question: &Question<'_>, channel: &Channel, reply: ReplyData) -> Outcome {
+    pub(crate) fn read(&self, question: &Question<'_>, channel: &Channel, reply: ReplyData) -> Outcome {
         match self.shared.session() {
             Some(session) if question.size >= data::FROM => {
                 self.data.read(session, question, &self.shared, channel, reply)

@@ -78,7 +78,7 @@ impl Drop for Taken<'_> {
 }
 
 /// What became of a READ.
-pub(super) enum Outcome {
+pub(crate) enum Outcome {
     /// It was answered; with an error, that one.
     Answered(Result<(), Errno>),
     /// It was not, and is to be asked otherwise.
@@ -87,12 +87,15 @@ pub(super) enum Outcome {
 
 /// A READ of the kernel's.
 #[derive(Debug)]
-pub(super) struct Question<'q> {
+pub(crate) struct Question<'q> {
     pub about: &'q About,
     /// Bytes.
     pub size: u32,
     /// fuser's number of it.
     pub unique: u64,
+    /// Whether only so many bytes are an answer for the kernel; what else the server says is for
+    /// [`call`](super::Connection::call) to find out.
+    pub exact: bool,
 }
 
 impl Data {
@@ -232,7 +235,12 @@ impl DataLine {
         channel: &Channel,
         reply: ReplyData,
     ) -> (Outcome, bool) {
-        let Question { about, size, unique } = *question;
+        let Question {
+            about,
+            size,
+            unique,
+            exact,
+        } = *question;
         let request = Request::Read(Read { size });
         let asked = match self.ask(epoch, about, size) {
             Ok(Some(header)) => header,
@@ -262,6 +270,10 @@ impl DataLine {
             return (Outcome::Not(reply), false);
         }
         shared.counts.answered();
+        if exact && header.length > 0 && header.length != size {
+            // What there is of it goes with the connection.
+            return (Outcome::Not(reply), false);
+        }
         // Before the application sees a byte: one that is told of the change must not find what was before.
         let take_back = || {
             if !header.flags.contains(Flags::KEEP) {
@@ -272,6 +284,9 @@ impl DataLine {
             if let Err(error) = arriving.read_footer(Body::Bytes(&[])) {
                 warn!(%error, "a connection for data is lost");
                 return (Outcome::Not(reply), false);
+            }
+            if exact {
+                return (Outcome::Not(reply), true);
             }
             take_back();
             let Some(errno) = header.error().map(ask_again) else {

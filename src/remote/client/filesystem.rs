@@ -668,6 +668,7 @@ impl Filesystem for Remote {
                 about: &about,
                 size,
                 unique: req.unique().into(),
+                exact: false,
             };
             match self.connection.read(&question, channel, reply) {
                 Outcome::Answered(Ok(())) => return,
