@@ -518,7 +518,7 @@ fn readers_see_one_version_after_the_other() {
         let mut version = 0u64;
         while Instant::now() < until {
             version += 1;
-            let file = if version % 3 == 0 { &other } else { &file };
+            let file = if version.is_multiple_of(3) { &other } else { &file };
             file.write_all_at(&version.to_le_bytes().repeat(LEN / 8), 0)
                 .unwrap();
             done.store(version, Ordering::SeqCst);
