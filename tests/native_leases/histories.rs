@@ -3,13 +3,19 @@
 //! be what one copy would have shown.
 
 use std::collections::HashMap;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
 
-use extfuse::remote::client::Target;
+use extfuse::remote::client::{Disconnected, Target};
 use extfuse::remote::server::Options;
+use extfuse::remote::wire;
 use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::link::Link;
@@ -146,5 +152,83 @@ fn what_several_clients_see_is_what_one_copy_would_show_though_lines_break() {
         }
     };
     let told = run(plan(200), OPERATIONS, folder.path(), &mut visitors, fault, again);
+    assert!(told.broken > 0);
+}
+
+/// `extfuse serve`, which is killed, or told to end, and started again.
+struct Process {
+    folder: PathBuf,
+    child: Child,
+}
+
+impl Process {
+    fn spawn(folder: &Path) -> Child {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_extfuse"))
+            .args(["serve", "--exclusive", "--lease", "0.3", "--listen"])
+            .arg(Self::socket(folder))
+            .arg(folder.join("served"))
+            // Where it finds that there was one before.
+            .env("RUNTIME_DIRECTORY", folder)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let mut said = BufReader::new(child.stdout.take().unwrap());
+        said.read_line(&mut line).unwrap();
+        assert!(line.starts_with("extfuse: serving on "), "{line}");
+        child
+    }
+
+    fn socket(folder: &Path) -> String {
+        format!("unix:{}", folder.join("socket").display())
+    }
+
+    fn new(folder: &Path) -> Self {
+        std::fs::create_dir(folder.join("served")).unwrap();
+        Self {
+            folder: folder.to_owned(),
+            child: Self::spawn(folder),
+        }
+    }
+
+    fn again(&mut self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
+        self.child.wait().unwrap();
+        self.child = Self::spawn(&self.folder);
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn what_several_clients_see_is_what_one_copy_would_show_though_servers_are_killed() {
+    let folder = TempDir::new().unwrap();
+    let mut server = Process::new(folder.path());
+    let target = Target {
+        address: Process::socket(folder.path()).parse().unwrap(),
+        export: wire::Export::new("").unwrap(),
+        token: None,
+        keeps: true,
+        disconnected: Disconnected::Wait,
+        tls: None,
+        timeout: Duration::from_secs(5),
+    };
+    let again = |_| Visitor::new(&target);
+    let mut visitors: Vec<_> = (0..CLIENTS).map(again).collect();
+    let fault = |number, random: &mut Random| {
+        thread::sleep(Duration::from_micros(random.below(3000)));
+        match number % 4 {
+            0 => server.again(Signal::SIGKILL),
+            2 => server.again(Signal::SIGTERM),
+            _ => {}
+        }
+    };
+    let root = folder.path().join("served");
+    let told = run(plan(100), OPERATIONS, &root, &mut visitors, fault, again);
     assert!(told.broken > 0);
 }
