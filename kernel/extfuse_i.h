@@ -7,6 +7,7 @@
 #ifndef EXTFUSE_I_H
 #define EXTFUSE_I_H
 
+#include <linux/filelock.h>
 #include <linux/fs.h>
 #include <linux/jiffies.h>
 #include <linux/percpu.h>
@@ -135,6 +136,23 @@ static inline s32 extfuse_backing_id(const struct fuse_file *ff)
 static inline bool extfuse_keeps_atime(struct inode *inode)
 {
 	return READ_ONCE(get_fuse_inode(inode)->i_time) & EXTFUSE_KEPT;
+}
+
+/*
+ * A lock of a process goes with the FLUSH of whatever file of that inode it
+ * closes first, though nothing else would have to be flushed. Who holds one only
+ * the daemon knows; so it is told of every close, from before the first lock is
+ * asked for until the inode goes. Locks of open files go with their RELEASE.
+ */
+static inline void extfuse_note_lock(struct inode *inode, const struct file_lock *fl, int opcode)
+{
+	if (opcode != FUSE_GETLK && fl->c.flc_type != F_UNLCK && !(fl->c.flc_flags & (FL_FLOCK | FL_OFDLCK)))
+		WRITE_ONCE(get_fuse_inode(inode)->ext.locked, true);
+}
+
+static inline bool extfuse_has_locks(struct inode *inode)
+{
+	return READ_ONCE(get_fuse_inode(inode)->ext.locked);
 }
 
 u64 extfuse_keep_time(u32 slot, u64 expires);

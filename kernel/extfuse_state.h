@@ -39,6 +39,7 @@ struct extfuse_inode {
 	u64 listing_stamp; /* the directory's cached listing is not older; fi->rdc.lock */
 	u64 listing_since; /* ... and was not asked for earlier, jiffies; fi->rdc.lock */
 	u64 passthru_stamp; /* since when READ passes through without asking; 0: ask */
+	bool locked; /* a lock of fcntl(2) was asked for: every close has a FLUSH from then on */
 };
 
 /* extfuse_file.state */

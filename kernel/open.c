@@ -316,10 +316,15 @@ bool extfuse_put_last(struct fuse_file *ff)
 	return false;
 }
 
-/* Of a file that the daemon does not know, and which is for reading only, there is nothing to be flushed. */
+/*
+ * Of a file that the daemon does not know, and which is for reading only, there is nothing to be flushed but locks
+ * that were taken through another one: then it is opened for that.
+ */
 int extfuse_flush(struct file *file, fl_owner_t id)
 {
-	return extfuse_deferred(file->private_data) ? 0 : fuse_flush(file, id);
+	if (extfuse_deferred(file->private_data) && !extfuse_has_locks(file_inode(file)))
+		return 0;
+	return fuse_flush(file, id);
 }
 
 /* What is on disk of a file that passes through is its backing file's. */

@@ -4,6 +4,7 @@
 
 mod daemon;
 mod doctor;
+mod fetch;
 mod handler;
 mod merge;
 mod mount;
@@ -40,8 +41,9 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Mount(Box<mount::Mount>),
-    Serve(serve::Serve),
+    Serve(Box<serve::Serve>),
     Umount(umount::Umount),
+    Fetch(fetch::Fetch),
     Stat(stat::Stat),
     Handler(handler::Handler),
     Doctor(doctor::Doctor),
@@ -72,6 +74,7 @@ pub fn run() -> ExitCode {
         Command::Mount(command) => command.run(),
         Command::Serve(command) => command.run(),
         Command::Umount(command) => command.run(),
+        Command::Fetch(command) => command.run(),
         Command::Stat(command) => command.run(),
         Command::Handler(command) => command.run(),
         Command::Doctor(command) => command.run(),

@@ -98,6 +98,37 @@ pub struct Remote {
     pub filled: u64,
     /// Bytes of files that went through the daemon's memory.
     pub copied: u64,
+    /// Bytes of files that came from the spool, through the daemon's memory.
+    #[serde(default)]
+    pub spooled: u64,
+    /// The spool, if it has one.
+    #[serde(default)]
+    pub spool: Option<Spool>,
+}
+
+/// Copies of a server's files, and how good they are for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spool {
+    /// Bytes that it has.
+    pub bytes: u64,
+    /// Bytes that it may have.
+    pub limit: u64,
+    /// READs that the daemon answered from it, without asking for data.
+    pub hits: u64,
+    /// READs for which something had to be fetched.
+    pub misses: u64,
+    /// READs of what is not kept.
+    pub passed: u64,
+    /// Bytes that were fetched for it.
+    pub fetched: u64,
+}
+
+impl Spool {
+    /// How large a file is kept, bytes.
+    #[must_use]
+    pub fn kept(&self) -> u64 {
+        self.limit / crate::remote::client::SPOOL_SHARE
+    }
 }
 
 /// Who knows how it stands with the server of a mount.

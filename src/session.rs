@@ -148,6 +148,13 @@ impl<FS: Filesystem> Session<FS> {
         Kernel::of(self.facts.handlers.as_ref())
     }
 
+    /// What tells the kernel of changes where there is no module, too. It keeps the connection: for the file system
+    /// only, which ends with the session.
+    #[must_use]
+    pub fn notifier(&self) -> Option<fuser::Notifier> {
+        self.engine.as_ref().map(fuser::Session::notifier)
+    }
+
     /// SIGINT, SIGTERM and SIGHUP unmount from here on: see [`unmount_on_signals`].
     ///
     /// # Errors

@@ -8,6 +8,7 @@ pub mod device;
 pub mod inode_flags;
 pub mod kernel;
 pub mod lent;
+pub mod lock;
 pub mod mount;
 pub mod mountinfo;
 pub mod pipe;

@@ -12,12 +12,21 @@ mod flipper;
 mod guest;
 #[path = "common/linear.rs"]
 mod linear;
+#[path = "common/link.rs"]
+#[allow(dead_code, reason = "only muting is of interest here")]
+mod link;
+#[path = "guest_remote/locks.rs"]
+mod locks;
 #[path = "common/histories.rs"]
 mod players;
+#[path = "guest_remote/spool.rs"]
+mod spool;
 #[path = "guest_remote/tls.rs"]
 mod tls;
 #[path = "common/tls_ends.rs"]
 mod tls_ends;
+#[path = "guest_remote/writeback.rs"]
+mod writeback;
 #[path = "common/xattr.rs"]
 mod xattr;
 

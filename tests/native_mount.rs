@@ -229,7 +229,14 @@ fn users_mount_through_fusermount_and_only_the_owner_and_root_may_unmount_or_ask
     let said: Vec<_> = stdout.lines().collect();
     assert_eq!(
         said,
-        ["listed", "content", "served by", "served by", "unmounted"],
+        [
+            "extfuse: source is mounted at mount",
+            "listed",
+            "content",
+            "served by",
+            "served by",
+            "unmounted"
+        ],
         "{stderr}"
     );
     let complaints: Vec<_> = stderr.lines().collect();
@@ -253,7 +260,7 @@ fn a_users_mount_goes_when_its_daemon_is_killed_and_stays_when_in_use() {
     let script = r#"
         gone() { for i in $(seq 500); do grep -q "$PWD/mount" /proc/self/mountinfo || return 0; sleep 0.01; done; return 1; }
         pid() { "$EXTFUSE" stat mount --json | tr -dc '0-9\n:pid"' | sed -n 's/.*"pid"://p'; }
-        user 65534 mount source mount 2>/dev/null
+        user 65534 mount source mount >/dev/null 2>&1
         setpriv --reuid 65534 --regid 65534 --clear-groups bash -c 'exec 9<mount/file; exec sleep 60' & holder=$!
         sleep 0.3
         user 65534 umount mount

@@ -17,11 +17,11 @@ use sd_notify::NotifyState;
 
 use super::daemon::{Herald, Launched, launch};
 use super::remote::{self, How, Line, Source};
-use super::{Failure, complain, merge, notify};
+use super::{Failure, complain, merge, notify, say};
 
 /// Mount a directory somewhere else, what a server has, or files merged of others, through extfuse.
 ///
-/// A server's directory is extfuse://HOST:PORT/NAME, without NAME the one that it serves without a name, or
+/// Prints one line when it is mounted. A server's directory is extfuse://HOST:PORT/NAME, without NAME the one that it serves without a name, or
 /// extfuse+unix:SOCKET. With the module its answers are kept until the server takes them back; without it, or with
 /// --consistency strict, everything is asked of the server.
 ///
@@ -130,10 +130,23 @@ impl Mount {
         if self.foreground {
             return self.serve(options, what, None);
         }
+        let line = self.ready_line();
         match launch()? {
-            Launched::Command(result) => result,
+            Launched::Command(result) => {
+                let code = result?;
+                say(&line)?;
+                Ok(code)
+            }
             Launched::Daemon(herald) => self.serve(options, what, Some(herald)),
         }
+    }
+
+    fn ready_line(&self) -> String {
+        format!(
+            "extfuse: {} is mounted at {}\n",
+            self.source.display(),
+            self.mountpoint.display()
+        )
     }
 
     /// What is to be mounted, if all that was said goes with it.
@@ -171,6 +184,7 @@ impl Mount {
 
     /// Mounts and serves. In the background errors go to the command while it listens.
     fn serve(self, options: MountOptions, what: What, herald: Option<Herald>) -> Result<ExitCode, Failure> {
+        let line = self.ready_line();
         let alone = herald.as_ref().map_or(Ok(()), Herald::leave_terminal);
         let mounted = alone.and_then(|()| match what {
             What::Directory => self.mount(options),
@@ -189,7 +203,10 @@ impl Mount {
         };
         match herald {
             Some(herald) => herald.ready()?,
-            None => notify(NotifyState::Ready),
+            None => {
+                say(&line)?;
+                notify(NotifyState::Ready);
+            }
         }
         serve()?;
         Ok(ExitCode::SUCCESS)

@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The part of `extfuse mount` that is for what a server has.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, ensure};
 use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use extfuse::ebpf::Validity;
+use extfuse::fs::Stack;
 use extfuse::remote::Address;
-use extfuse::remote::client::{Connection, Disconnected, Remote, Target};
+use extfuse::remote::client::{Connection, Disconnected, Place, Remote, Spool, SpoolOptions, Target};
 use extfuse::remote::wire::Export;
 use extfuse::session::author::{Sources, mount_counted};
 use extfuse::session::{self, Session, SessionError, Supervisor};
@@ -43,6 +46,74 @@ pub struct Line {
     /// once. When it is there again, the mount goes on
     #[arg(long, value_name = "HOW", value_parser = disconnected)]
     on_disconnect: Option<Disconnected>,
+    /// Where copies of what is read are kept: off (the default): nowhere but in the kernel's page cache, as long as there
+    /// is memory; memory: in the daemon's; a directory: there, also for the next mount, which has the server say whether a
+    /// copy is still right. No other mount may use it meanwhile. Without the module, too, what is
+    /// here is not asked for again
+    #[arg(long, value_name = "WHERE", value_parser = OsStringValueParser::new().map(place))]
+    spool: Option<Wanted>,
+    /// How many bytes of copies there are at most, with K, M, G or T; those that were not used for the longest time make
+    /// room. A file larger than a quarter of it is not kept. Default: 256M in memory, 10G in a directory
+    #[arg(long, value_name = "BYTES", value_parser = bytes, requires = "spool")]
+    spool_size: Option<u64>,
+    /// Let write(2) return before the server has the data: what else is done here waits for it, others see it when the file
+    /// is closed or brought to the disk, and close(2) or fsync(2) tell of errors
+    #[arg(long)]
+    writeback: bool,
+    /// Whom locks of flock(2) and fcntl(2) exclude: shared (the default): all who use the directory, through whatever
+    /// mount or on the server; local: those who use this mount, without asking the server
+    #[arg(long, value_name = "WHOSE", value_parser = locks)]
+    locks: Option<Whose>,
+}
+
+/// Where copies are to be kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Wanted {
+    Off,
+    In(Place),
+}
+
+fn place(text: OsString) -> Wanted {
+    match text.as_bytes() {
+        b"off" => Wanted::Off,
+        b"memory" => Wanted::In(Place::Memory),
+        _ => Wanted::In(Place::Directory(text.into())),
+    }
+}
+
+/// The least that a spool is good for: a few chunks.
+const LEAST_SPOOL: u64 = 1 << 20;
+
+fn bytes(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.as_bytes().last() {
+        Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
+        Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
+        Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
+        Some(b'T' | b't') => (&text[..text.len() - 1], 40),
+        _ => (text, 0),
+    };
+    let number = digits.parse::<u64>().ok().filter(|_| !digits.starts_with('+'));
+    let bytes = number.and_then(|number| number.checked_mul(1 << shift));
+    match bytes {
+        Some(bytes) if bytes >= LEAST_SPOOL => Ok(bytes),
+        Some(_) => Err("at least 1M expected".into()),
+        None => Err("a number of bytes expected, such as 512M".into()),
+    }
+}
+
+/// Whose locks exclude each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whose {
+    Shared,
+    Local,
+}
+
+fn locks(text: &str) -> Result<Whose, String> {
+    match text {
+        "shared" => Ok(Whose::Shared),
+        "local" => Ok(Whose::Local),
+        _ => Err("shared or local expected".into()),
+    }
 }
 
 fn disconnected(text: &str) -> Result<Disconnected, String> {
@@ -126,6 +197,9 @@ impl Line {
             || self.timeout.is_some()
             || self.consistency.is_some()
             || self.on_disconnect.is_some()
+            || self.spool.is_some()
+            || self.writeback
+            || self.locks.is_some()
     }
 }
 
@@ -133,7 +207,7 @@ impl Line {
 #[derive(Debug)]
 pub struct How {
     pub mountpoint: PathBuf,
-    pub fsname: std::ffi::OsString,
+    pub fsname: OsString,
     pub options: session::MountOptions,
     pub stock: bool,
     pub require_module: bool,
@@ -173,6 +247,20 @@ impl Source {
     }
 }
 
+fn open_spool(options: &SpoolOptions, name: String, mountpoint: &Path) -> anyhow::Result<Spool> {
+    // Each copy that is read from has one.
+    Stack::raise_nofile().context("cannot raise the limit of descriptors")?;
+    let spool = Spool::open(options, name).context("no spool")?;
+    if let (Some(dir), Ok(mountpoint)) = (spool.directory(), mountpoint.canonicalize()) {
+        ensure!(
+            !dir.starts_with(mountpoint),
+            "{}: the spool would be in the mount itself",
+            dir.display()
+        );
+    }
+    Ok(spool)
+}
+
 /// Connects, and mounts what the server has.
 pub fn mount(
     source: Source,
@@ -182,12 +270,31 @@ pub fn mount(
 ) -> anyhow::Result<Session<Remote>> {
     let options = how.options;
     let consistency = line.consistency.unwrap_or(Consistency::Lease);
-    // Without the module nothing would be kept, and the server need not tell of changes.
-    let keeps = consistency != Consistency::Strict && !how.stock && Flavor::Extfuse.device().exists();
+    // Without the module, or a spool, nothing would be kept, and the server need not tell of changes.
+    let kernel_keeps = consistency != Consistency::Strict && !how.stock && Flavor::Extfuse.device().exists();
+    let place = match &line.spool {
+        Some(Wanted::In(place)) => Some(place.clone()),
+        Some(Wanted::Off) | None => None,
+    };
+    let keeps = kernel_keeps || place.is_some() && consistency != Consistency::Strict;
+    let name = format!("{}/{}", source.address, source.export.as_os_str().display());
     let target = source.target(line, keeps)?;
     let timeout = target.timeout;
+    let shares = line.locks != Some(Whose::Local);
     let connection = Connection::open(&target)?;
-    let valid = consistency.valid(connection.keep()).filter(|_| keeps);
+    let believed = consistency.valid(connection.keep());
+    let valid = believed.filter(|_| kernel_keeps);
+    let spool = place.map(|place| SpoolOptions {
+        limit: line.spool_size.unwrap_or(match place {
+            Place::Memory => 256 << 20,
+            Place::Directory(_) => 10 << 30,
+        }),
+        place,
+        valid: believed,
+    });
+    let spool = spool
+        .map(|options| open_spool(&options, name, &how.mountpoint))
+        .transpose()?;
     let options = extfuse::MountOptions {
         fsname: options.fsname.unwrap_or(how.fsname),
         subtype: options.subtype,
@@ -202,26 +309,38 @@ pub fn mount(
         opens: valid.is_some(),
         ..extfuse::MountOptions::default()
     };
-    Ok(mount_counted(
-        how.mountpoint,
-        &options,
-        Some(supervisor),
-        |kernel, device| {
-            let mut remote = match valid {
-                Some(valid) => Remote::keeping(connection, kernel, valid),
-                None => Remote::new(connection),
-            };
-            if let Some(device) = device {
-                let channel = Channel::new(device, None, timeout).map_err(SessionError::Handshake)?;
-                remote = remote.through(channel);
-            }
-            let sources = Sources {
-                upcalls: Some(remote.upcalls()),
-                remote: Some(remote.connection().figures()),
-            };
-            Ok((remote, sources))
-        },
-    )?)
+    let mut pages = None;
+    let session = mount_counted(how.mountpoint, &options, Some(supervisor), |kernel, device| {
+        let side = kernel.clone();
+        let spool = spool.map(|spool| Arc::new(spool.shown_to(kernel.clone())));
+        let mut remote = match valid {
+            Some(valid) => Remote::keeping(connection, kernel, valid),
+            None => Remote::new(connection),
+        };
+        if line.writeback {
+            remote = remote.writing_back();
+        }
+        if let Some(spool) = spool {
+            remote = remote.spooling(spool);
+        }
+        if let Some(device) = device {
+            let channel = Channel::new(device, None, timeout).map_err(SessionError::Handshake)?;
+            remote = remote.through(channel);
+        }
+        if shares {
+            remote = remote.sharing_locks(&side);
+            pages = remote.pages();
+        }
+        let sources = Sources {
+            upcalls: Some(remote.upcalls()),
+            remote: Some(remote.connection().figures()),
+        };
+        Ok((remote, sources))
+    })?;
+    if let (Some(pages), Some(notifier)) = (pages, session.notifier()) {
+        pages.are_given_up_by(notifier);
+    }
+    Ok(session)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
-use extfuse::control::{Fill, Mode, Program, Remote, Report, Requests, ask};
+use extfuse::control::{Fill, Mode, Program, Remote, Report, Requests, Spool, ask};
 
 use super::handler::whose;
 use super::umount::find;
@@ -77,12 +77,18 @@ fn table(report: &Report) -> String {
     }
     if let Some(remote) = &report.remote {
         line("server", &server(remote));
-        let bytes = format!(
+        let mut bytes = format!(
             "{} past the daemon, {} through it",
             size(remote.filled),
             size(remote.copied)
         );
-        line("read", &bytes);
+        if let Some(copies) = &remote.spool {
+            bytes += &format!(", {} from the spool", size(remote.spooled));
+            line("read", &bytes);
+            line("spool", &spool(copies));
+        } else {
+            line("read", &bytes);
+        }
     }
     for warning in &report.warnings {
         line("warning", warning);
@@ -122,8 +128,22 @@ fn server(remote: &Remote) -> String {
     format!("{state}{again}, {} round trips", remote.round_trips)
 }
 
+fn spool(spool: &Spool) -> String {
+    let asked = spool.hits + spool.misses;
+    let rate = match asked {
+        0 => String::new(),
+        _ => format!(", {} of {asked} reads found there", spool.hits),
+    };
+    format!(
+        "{} of {}{rate}, {} not kept",
+        size(spool.bytes),
+        size(spool.limit),
+        spool.passed
+    )
+}
+
 /// Bytes for people.
-fn size(bytes: u64) -> String {
+pub fn size(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
     let mut value = bytes as f64;
     let mut unit = "B";
@@ -233,10 +253,28 @@ mod tests {
             round_trips: 12,
             filled: 3 << 20,
             copied: 1000,
+            ..Remote::default()
         });
         let text = table(&report);
         assert!(text.contains("server       connected, lease 9.9 s, 2 times anew, 12 round trips"));
-        assert!(text.contains("read         3.0 MiB past the daemon, 1000 B through it"));
+        assert!(text.contains("read         3.0 MiB past the daemon, 1000 B through it\n"));
+        assert!(!text.contains("spool"));
+        let spool = Spool {
+            bytes: 5 << 20,
+            limit: 1 << 30,
+            hits: 7,
+            misses: 2,
+            passed: 1,
+            fetched: 6 << 20,
+        };
+        report.remote = report.remote.map(|remote| Remote {
+            spooled: 2048,
+            spool: Some(spool),
+            ..remote
+        });
+        let text = table(&report);
+        assert!(text.contains("1000 B through it, 2.0 KiB from the spool\n"));
+        assert!(text.contains("spool        5.0 MiB of 1.0 GiB, 7 of 9 reads found there, 1 not kept\n"));
     }
 
     #[test]

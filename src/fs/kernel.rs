@@ -2,9 +2,11 @@
 //! What every file system here has to settle with the kernel, and what it leaves to it.
 
 use std::io;
+use std::os::fd::AsFd;
 
 use fuser::{InitFlags, KernelConfig};
 use nix::errno::Errno;
+use nix::sys::statfs::{ECRYPTFS_SUPER_MAGIC, FUSE_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC, fstatfs};
 use tracing::{debug, warn};
 
 /// At INIT: insists on what a safe mount needs, and asks for `wanted`, which it can do without.
@@ -25,6 +27,17 @@ pub(crate) fn agree(config: &mut KernelConfig, wanted: InitFlags) -> io::Result<
         }
     }
     Ok(())
+}
+
+/// File systems stacked below one whose files are backed by files of `fd`'s, and including it; the kernel allows two.
+///
+/// # Errors
+///
+/// Those of fstatfs(2).
+pub(crate) fn stack_depth(fd: impl AsFd) -> nix::Result<u32> {
+    let kind = fstatfs(fd)?.filesystem_type();
+    let stacked = [OVERLAYFS_SUPER_MAGIC, FUSE_SUPER_MAGIC, ECRYPTFS_SUPER_MAGIC].contains(&kind);
+    Ok(if stacked { 2 } else { 1 })
 }
 
 /// Whether a file that is opened with these flags may be changed through it.
@@ -48,6 +61,40 @@ macro_rules! left_to_the_kernel {
             reply.error(fuser::Errno::ENOSYS);
         }
 
+        /// Blocks can be mapped on a block device only, and a directory is none.
+        fn bmap(
+            &self,
+            _req: &fuser::Request,
+            _ino: fuser::INodeNo,
+            _blocksize: u32,
+            _idx: u64,
+            reply: fuser::ReplyBmap,
+        ) {
+            self.count($crate::fs::upcalls::Opcode::Bmap);
+            reply.error(fuser::Errno::ENOSYS);
+        }
+
+        /// Regular files are always ready, and pipes and devices are the kernel's own.
+        fn poll(
+            &self,
+            _req: &fuser::Request,
+            _ino: fuser::INodeNo,
+            _fh: fuser::FileHandle,
+            _ph: fuser::PollNotifier,
+            _events: fuser::PollEvents,
+            _flags: fuser::PollFlags,
+            reply: fuser::ReplyPoll,
+        ) {
+            self.count($crate::fs::upcalls::Opcode::Poll);
+            reply.error(fuser::Errno::ENOSYS);
+        }
+    };
+}
+pub(crate) use left_to_the_kernel;
+
+/// The same of locks.
+macro_rules! locks_left_to_the_kernel {
+    () => {
         /// Locks are the kernel's.
         fn getlk(
             &self,
@@ -86,34 +133,6 @@ macro_rules! left_to_the_kernel {
             });
             reply.error(fuser::Errno::ENOSYS);
         }
-
-        /// Blocks can be mapped on a block device only, and a directory is none.
-        fn bmap(
-            &self,
-            _req: &fuser::Request,
-            _ino: fuser::INodeNo,
-            _blocksize: u32,
-            _idx: u64,
-            reply: fuser::ReplyBmap,
-        ) {
-            self.count($crate::fs::upcalls::Opcode::Bmap);
-            reply.error(fuser::Errno::ENOSYS);
-        }
-
-        /// Regular files are always ready, and pipes and devices are the kernel's own.
-        fn poll(
-            &self,
-            _req: &fuser::Request,
-            _ino: fuser::INodeNo,
-            _fh: fuser::FileHandle,
-            _ph: fuser::PollNotifier,
-            _events: fuser::PollEvents,
-            _flags: fuser::PollFlags,
-            reply: fuser::ReplyPoll,
-        ) {
-            self.count($crate::fs::upcalls::Opcode::Poll);
-            reply.error(fuser::Errno::ENOSYS);
-        }
     };
 }
-pub(crate) use left_to_the_kernel;
+pub(crate) use locks_left_to_the_kernel;

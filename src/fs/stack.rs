@@ -44,7 +44,6 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::Mode;
-use nix::sys::statfs::{ECRYPTFS_SUPER_MAGIC, FUSE_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC};
 
 use self::data::OpenFile;
 use self::directory::OpenDir;
@@ -56,6 +55,7 @@ use self::xattr::Absences;
 use super::Upcalls;
 use crate::abi::NodeId;
 use crate::ebpf::{Cache, Snapshot, Validity};
+use crate::fs::kernel::stack_depth;
 use crate::sys::at;
 
 pub use self::attributes::SetAttr;
@@ -179,10 +179,7 @@ impl Stack {
         let root = nix::fcntl::open(source, flags, Mode::empty()).map_err(source_error)?;
         let stat = at::stat(&root).map_err(source_error)?;
         at::reopen_node(&root).map_err(|errno| StackError::Proc { errno })?;
-        let kind = nix::sys::statfs::fstatfs(&root)
-            .map_err(source_error)?
-            .filesystem_type();
-        let stacked = [OVERLAYFS_SUPER_MAGIC, FUSE_SUPER_MAGIC, ECRYPTFS_SUPER_MAGIC].contains(&kind);
+        let depth = stack_depth(&root).map_err(source_error)?;
         let hold = options.hold.clone().zip(options.cache.as_ref());
         let nodes = Arc::new(NodeTable::new(root, &stat, hold.is_some()).map_err(source_error)?);
         let held = hold.map(|(hold, cache)| Held::start(hold, cache, options.validity, &nodes));
@@ -195,7 +192,7 @@ impl Stack {
             dirs: Handles::default(),
             absences: Absences::default(),
             upcalls: Arc::default(),
-            depth: if stacked { 2 } else { 1 },
+            depth,
             passthrough: false,
         })
     }
@@ -217,6 +214,16 @@ impl Stack {
         }
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
         Ok(hard)
+    }
+
+    /// How many nodes are known, the root included.
+    pub(crate) fn known(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// How many files and directories are open.
+    pub(crate) fn open_ones(&self) -> usize {
+        self.files.len() + self.dirs.len()
     }
 
     /// How many requests came up, by opcode. The counts go on when the file system itself is moved into a

@@ -11,9 +11,15 @@ mod greeting;
 mod keeper;
 mod kept;
 mod line;
+mod locks;
 mod questions;
+mod spool;
+mod writeback;
 
 pub use self::connection::{About, Answer, Connection};
 pub(crate) use self::data::{Outcome, Question};
 pub use self::filesystem::Remote;
 pub use self::greeting::{ConnectError, Disconnected, Target};
+pub use self::locks::Pages;
+pub(crate) use self::spool::SHARE as SPOOL_SHARE;
+pub use self::spool::{Place, Spool, SpoolError, SpoolOptions};

@@ -15,29 +15,34 @@ mod answers;
 mod done;
 mod grace;
 mod greeting;
+mod ids;
 mod leases;
 mod listener;
+mod locks;
 mod session;
 mod sessions;
 mod touches;
+mod version;
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, RwLock};
 
 use self::grace::Grace;
 use self::greeting::Part;
+pub use self::ids::{Ids, Mapping};
 use self::leases::Leases;
-use self::listener::Listener;
+pub use self::listener::Listener;
+use self::locks::{Locks, Releases};
 use self::sessions::{Common, Sessions};
 use super::tls::{Secured, ServerTls};
 use super::wire::auth::{Binding, Token};
@@ -105,6 +110,12 @@ pub struct Options {
     pub connections: usize,
     /// Connections that are not served yet at the same time; for a further one the oldest is closed.
     pub strangers: usize,
+    /// Files and directories that a client may have open at the same time. Each has a descriptor here.
+    pub open: usize,
+    /// Nodes that a client may know at the same time: those that its kernel remembers. Each has a descriptor, too.
+    pub nodes: usize,
+    /// Whom clients call by other numbers.
+    pub ids: Mapping,
     /// Threads that answer the requests of a connection, at most; as many as it has requests at a time. At least
     /// one.
     pub threads: usize,
@@ -125,6 +136,9 @@ impl Default for Options {
             sending: Duration::from_secs(30),
             connections: 1024,
             strangers: 256,
+            open: 1 << 16,
+            nodes: 1 << 20,
+            ids: Mapping::default(),
             threads: 16,
         }
     }
@@ -183,12 +197,36 @@ impl Stopper {
     }
 }
 
+/// What tells who is who.
+#[derive(Clone, Debug, Default)]
+pub struct Credentials {
+    /// See [`Options::token`].
+    pub token: Option<Token>,
+    /// See [`Options::tls`].
+    pub tls: Option<ServerTls>,
+}
+
+/// Gives a server other credentials.
+#[derive(Clone, Debug)]
+pub struct Reloader(Weak<Shared>);
+
+impl Reloader {
+    /// Who connects from here on is asked for these, and shown these. Those who are served already go on.
+    pub fn reload(&self, credentials: Credentials) {
+        if let Some(shared) = self.0.upgrade() {
+            *shared.credentials.write() = credentials;
+        }
+    }
+}
+
 /// What connections share.
 #[derive(Debug)]
 struct Shared {
     exports: Vec<Export>,
+    credentials: RwLock<Credentials>,
     options: Options,
     leases: Arc<Leases>,
+    releases: Arc<Releases>,
     sessions: Sessions,
     live: Mutex<Live>,
     ended: Condvar,
@@ -203,6 +241,14 @@ struct Live {
     /// them any more, and its thread ends.
     strangers: BTreeSet<u64>,
     served: usize,
+}
+
+impl Shared {
+    /// Those of a session that begins.
+    fn locks(&self) -> Locks {
+        // Whoever waits takes a thread of the connection's.
+        Locks::new(Arc::clone(&self.releases), self.options.threads / 4)
+    }
 }
 
 /// A connection's place among those that there are, until it is dropped.
@@ -268,6 +314,14 @@ impl Server {
     /// # Errors
     /// If an export is no directory, or nobody can connect there.
     pub fn bind(address: &Address, exports: Vec<Export>, options: Options) -> Result<Self, ServerError> {
+        Self::over(Listener::bind(address)?, exports, options)
+    }
+
+    /// The same, where it listens already: what else there is to do needs none of the privileges that may take.
+    ///
+    /// # Errors
+    /// If an export is no directory.
+    pub fn over(listener: Listener, exports: Vec<Export>, options: Options) -> Result<Self, ServerError> {
         for (i, export) in exports.iter().enumerate() {
             if exports[..i].iter().any(|other| other.name == export.name) {
                 return Err(ServerError::Twice(export.name.clone()));
@@ -275,10 +329,6 @@ impl Server {
             // To be told now, not to the first client.
             export.stack()?;
         }
-        let listener = Listener::bind(address).map_err(|error| ServerError::Listen {
-            address: address.clone(),
-            error,
-        })?;
         let (stop, stopper) = UnixStream::pair()?;
         let (grace, not_before) = match &options.leases {
             None => (None, None),
@@ -300,7 +350,12 @@ impl Server {
             stopper: Stopper(Arc::new(stopper)),
             grace,
             shared: Arc::new(Shared {
+                credentials: RwLock::new(Credentials {
+                    token: options.token.clone(),
+                    tls: options.tls.clone(),
+                }),
                 leases: Arc::new(Leases::new(options.lease, options.told, not_before)),
+                releases: Arc::default(),
                 exports,
                 options,
                 sessions: Sessions::default(),
@@ -316,6 +371,12 @@ impl Server {
     /// What the system says.
     pub fn address(&self) -> io::Result<Address> {
         self.listener.address()
+    }
+
+    /// To give it other credentials with, from elsewhere.
+    #[must_use]
+    pub fn reloader(&self) -> Reloader {
+        Reloader(Arc::downgrade(&self.shared))
     }
 
     /// To end it with, from elsewhere.
@@ -398,7 +459,7 @@ impl Server {
 fn converse(mut place: Place, line: &Arc<Stream>) {
     let shared = Arc::clone(&place.shared);
     let deadline = Instant::now() + shared.options.greeting;
-    let tls = shared.options.tls.clone();
+    let tls = shared.credentials.read().tls.clone();
     let left = match tls.map(|tls| Secured::accept(&tls, line, deadline)).transpose() {
         Ok(None) => talk(&mut place, line, None, deadline),
         Ok(Some(secured)) => {

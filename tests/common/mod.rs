@@ -84,6 +84,7 @@ impl Mounted {
         let before = mounts_at(mountpoint).len();
         let child = command
             .stdin(Stdio::null())
+            .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();

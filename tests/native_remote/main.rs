@@ -6,15 +6,25 @@ mod certificates;
 mod clients;
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../pure_wire/dice.rs"]
+#[allow(dead_code, reason = "only requests are of interest here")]
+mod dice;
 #[path = "../fsx/exerciser.rs"]
 mod exerciser;
+mod fuzz;
 mod joined;
 #[path = "../common/link.rs"]
 #[allow(dead_code, reason = "only breaking is of interest here")]
 mod link;
+mod locker;
+mod locks;
+mod postgres;
+mod serving;
+mod spool;
 mod tls;
 #[path = "../common/tls_ends.rs"]
 mod tls_ends;
+mod writeback;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};

@@ -243,6 +243,25 @@ impl Stack {
         nix::unistd::close(copy.into_raw_fd())
     }
 
+    /// Another open file description of an open file: for reading, and with `writes` for writing, too, if the file is
+    /// open for that; whether it is.
+    ///
+    /// # Errors
+    /// `EBADF` if the handle is none; those of open(2).
+    pub fn open_again(&self, fh: FileHandle, writes: bool) -> Result<(OwnedFd, bool)> {
+        let file = self.files.get(fh)?;
+        let open = |access| at::reopen(&file.file, access | OFlag::O_NONBLOCK);
+        if !(writes && file.writable) {
+            return Ok((open(OFlag::O_RDONLY)?, false));
+        }
+        let opened = match open(OFlag::O_RDWR) {
+            // Whoever may only write can.
+            Err(Errno::EACCES) => open(OFlag::O_WRONLY),
+            opened => opened,
+        };
+        Ok((opened?, true))
+    }
+
     /// The last descriptor of an open file is gone.
     ///
     /// # Errors

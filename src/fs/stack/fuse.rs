@@ -17,7 +17,7 @@ use nix::errno::Errno;
 
 use super::{Entry, Result, SetAttr, Stack, XattrReply};
 use crate::abi::NodeId;
-use crate::fs::kernel::{agree, left_to_the_kernel};
+use crate::fs::kernel::{agree, left_to_the_kernel, locks_left_to_the_kernel};
 use crate::fs::upcalls::Opcode;
 use crate::sys::creds::Caller;
 
@@ -113,6 +113,7 @@ impl Stack {
 
 impl Filesystem for Stack {
     left_to_the_kernel!();
+    locks_left_to_the_kernel!();
 
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         self.count(Opcode::Init);

@@ -33,6 +33,11 @@ impl<T> Handles<T> {
         FileHandle(handle)
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.open.read().len()
+    }
+
     /// What the handle stands for; `EBADF` if nothing.
     pub fn get(&self, handle: FileHandle) -> Result<Arc<T>, Errno> {
         self.open

@@ -119,6 +119,7 @@ fn takes_its_time(kind: Kind) -> bool {
             | Kind::Setattr
             | Kind::Fallocate
             | Kind::CopyFileRange
+            | Kind::SetLock
     )
 }
 
@@ -264,7 +265,8 @@ impl Shared {
             let calls = self.calls.lock();
             (calls.line.is_some(), calls.lines)
         };
-        let [round_trips, filled, copied] = self.counts.all();
+        let [round_trips, filled, copied, spooled] = self.counts.all();
+        let spool = self.kept.spool.spool().map(|spool| spool.figures());
         Remote {
             connected,
             connections,
@@ -272,6 +274,8 @@ impl Shared {
             round_trips,
             filled,
             copied,
+            spooled,
+            spool,
         }
     }
 

@@ -19,7 +19,7 @@ use super::kept::Kept;
 use super::line::dial;
 use crate::Kernel;
 use crate::control::{Remote, TellsRemote};
-use crate::remote::wire::message::{Empty, Forgotten, Wanted};
+use crate::remote::wire::message::{Empty, Forgotten, Read, Wanted};
 use crate::remote::wire::{Flags, Header, Reply, Request, WireError};
 use crate::splice::Channel;
 
@@ -151,6 +151,24 @@ impl Connection {
         }
     }
 
+    /// Bytes of an open file, and its version if one is known; none if they are not to be had.
+    pub(super) fn fetch(&self, about: &About, size: u32) -> Option<(Vec<u8>, u64)> {
+        if let Some(session) = self.shared.session()
+            && size >= data::FROM
+            && let Some(fetched) = self.data.fetch(session, about, size, &self.shared)
+        {
+            return Some(fetched);
+        }
+        let answer = self.call(about, &Request::Read(Read { size })).ok()?;
+        let version = answer.file_version;
+        (answer.payload.len() <= size as usize).then_some((answer.payload, version))
+    }
+
+    /// How long anybody waits for an answer.
+    pub(super) fn timeout(&self) -> Duration {
+        self.shared.timeout
+    }
+
     /// Takes lookups back. It does not wait until they are sent; many of them may go together.
     pub fn forget(&self, node: u64, nlookup: u64) {
         self.shared.duties.forget(Forgotten { node, nlookup });
@@ -178,6 +196,11 @@ impl Connection {
     #[must_use]
     pub fn lease_left(&self) -> Duration {
         self.shared.kept.left()
+    }
+
+    /// For those who ask on threads of their own.
+    pub(super) fn asks(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
     }
 
     pub(super) fn kept(&self) -> &Kept {

@@ -142,6 +142,33 @@ impl Data {
         }
     }
 
+    /// The bytes of a READ, and the file's version. None if they are to be had otherwise, or not at all.
+    pub fn fetch(
+        &self,
+        (session, epoch): (SessionId, Epoch),
+        about: &About,
+        size: u32,
+        shared: &Shared,
+    ) -> Option<(Vec<u8>, u64)> {
+        loop {
+            let (mut taken, mut line, used) = self.take(session)?;
+            match line.fetch(epoch, about, size) {
+                Ok(fetched) => {
+                    taken.line = Some(line);
+                    if fetched.is_some() {
+                        shared.counts.answered();
+                    }
+                    return fetched;
+                }
+                Err(error) if used => debug!(%error, "a connection for data has ended"),
+                Err(error) => {
+                    warn!(%error, "a connection for data is lost");
+                    return None;
+                }
+            }
+        }
+    }
+
     /// Asks, and answers the kernel through `channel`.
     pub fn read(
         &self,
@@ -167,6 +194,38 @@ impl Data {
 }
 
 impl DataLine {
+    /// Puts a READ on the line; None if it cannot be asked in this session.
+    fn ask(&mut self, epoch: Epoch, about: &About, size: u32) -> Result<Option<Header>, WireError> {
+        let request = Request::Read(Read { size });
+        let Ok((about, request)) = request_outward(about, &request, epoch) else {
+            return Ok(None);
+        };
+        let header = Header {
+            node: about.node,
+            handle: about.handle,
+            offset: about.offset,
+            file_version: about.file_version,
+            ..Header::request(Kind::Read, self.number())
+        };
+        self.frames.write_frame(&header, 0, &[&request.payload()?])?;
+        Ok(Some(header))
+    }
+
+    /// The bytes, and the file's version. None if they are not to be had; with an error the line is of no more use.
+    fn fetch(&mut self, epoch: Epoch, about: &About, size: u32) -> Result<Option<(Vec<u8>, u64)>, WireError> {
+        let Some(asked) = self.ask(epoch, about, size)? else {
+            return Ok(None);
+        };
+        let arriving = self.reader.read_header()?.ok_or(WireError::Truncated)?;
+        let header = *arriving.header();
+        if !header.is_reply_to(&asked) || header.length > size {
+            return Err(WireError::NotThat(header.kind));
+        }
+        let mut bytes = Vec::new();
+        let version = arriving.read(&mut bytes)?.footer.file_version;
+        Ok(header.error().is_none().then_some((bytes, version)))
+    }
+
     /// Asks, and answers; and whether the next one can be asked here.
     fn read(
         &mut self,
@@ -183,25 +242,12 @@ impl DataLine {
             exact,
         } = *question;
         let request = Request::Read(Read { size });
-        let sent = request_outward(about, &request, epoch).map(|(about, request)| {
-            let header = Header {
-                node: about.node,
-                handle: about.handle,
-                offset: about.offset,
-                ..Header::request(Kind::Read, self.number())
-            };
-            let payload = request.payload()?;
-            self.frames.write_frame(&header, 0, &[&payload]).map(|()| header)
-        });
-        let asked = match sent {
-            Ok(Ok(header)) => header,
-            Ok(Err(error)) => {
+        let asked = match self.ask(epoch, about, size) {
+            Ok(Some(header)) => header,
+            Ok(None) => return (Outcome::Not(reply), true),
+            Err(error) => {
                 debug!(%error, "a connection for data has ended");
                 return (Outcome::Not(reply), false);
-            }
-            Err(errno) => {
-                reply.error(FuseErrno::from_i32(errno as i32));
-                return (Outcome::Answered(Err(errno)), true);
             }
         };
         let arriving = match self.reader.read_header() {

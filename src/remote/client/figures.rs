@@ -9,6 +9,7 @@ pub(super) struct Counts {
     round_trips: AtomicU64,
     filled: AtomicU64,
     copied: AtomicU64,
+    spooled: AtomicU64,
 }
 
 impl Counts {
@@ -23,8 +24,14 @@ impl Counts {
         count.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Round trips, and bytes past and through this process.
-    pub fn all(&self) -> [u64; 3] {
-        [&self.round_trips, &self.filled, &self.copied].map(|count| count.load(Ordering::Relaxed))
+    /// So many came from the spool.
+    pub fn spooled(&self, bytes: u64) {
+        self.spooled.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Round trips, and bytes past this process, through it, and from its spool.
+    pub fn all(&self) -> [u64; 4] {
+        [&self.round_trips, &self.filled, &self.copied, &self.spooled]
+            .map(|count| count.load(Ordering::Relaxed))
     }
 }

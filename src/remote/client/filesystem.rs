@@ -8,8 +8,8 @@
 //! kept, until the server takes it back or is not heard of for its lease (`kept.rs`).
 //!
 //! Permissions are checked by this machine's kernel, by the modes and ACLs that the server answers: INIT
-//! insists on POSIX ACLs, which imply `default_permissions`. Locks (`flock`, `fcntl`) are this machine's
-//! kernel's, and hold among those who use this mount.
+//! insists on POSIX ACLs, which imply `default_permissions`. Locks (`flock`, `fcntl`) are the server's, or, if that is
+//! wanted, this machine's kernel's, which hold among those who use this mount.
 //!
 //! A request blocks the thread that has taken it from the kernel until its answer is there; so as many
 //! requests are on the way at once as the mount has threads.
@@ -27,22 +27,26 @@ use std::time::{Duration, SystemTime};
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno as FuseErrno, FileAttr, FileHandle, Filesystem, FopenFlags,
     Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request as FuseRequest, TimeOrNow, WriteFlags,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request as FuseRequest, TimeOrNow, WriteFlags,
 };
 use nix::errno::Errno;
 
 use super::data::{Outcome, Question};
+use super::locks::{Locks, Pages, Wish};
 use super::questions::{Result, data, file, file_at, node, number, senseless};
-use super::{About, Answer, Connection};
+use super::spool::{Ahead, Changing};
+use super::writeback::WriteBack;
+use super::{About, Answer, Connection, Spool};
 use crate::Kernel;
 use crate::ebpf::Validity;
 use crate::fs::Upcalls;
 use crate::fs::kernel::{agree, left_to_the_kernel, writes};
 use crate::fs::upcalls::Opcode;
 use crate::remote::wire::message::{
-    Attr, Caller, CopyFileRange, Create, Data, Empty, Entry, Fallocate, Flush, Link, Listxattr, Lookup,
-    Lseek, Mkdir, Mknod, Open, Read, Release, Removexattr, Rename, Rmdir, SetAttr, Setxattr, Symlink, Unlink,
+    Attr, Caller, CopyFileRange, Create, Data, Empty, Entry, Fallocate, Flush, Link, Listxattr, Lock,
+    LockKind, LockRange, Lookup, Lseek, Mkdir, Mknod, Open, Read, Release, Removexattr, Rename, Rmdir,
+    SetAttr, Setxattr, Symlink, Unlink,
 };
 use crate::remote::wire::{
     Flags, Kind, MAX_PAYLOAD, Name, Request, Target, WireError, XattrName, XattrValue,
@@ -62,12 +66,26 @@ const MAX_COPY: u64 = 64 << 20;
 /// A directory of a server as a FUSE file system; see the module's page.
 #[derive(Debug)]
 pub struct Remote {
-    connection: Connection,
+    /// First, as it ends while the server can still be asked.
+    spool: Option<(Arc<Spool>, Ahead)>,
+    /// Before the connection, too.
+    writeback: Option<WriteBack>,
+    connection: Arc<Connection>,
     /// For how long what is published holds, at most.
     valid: Validity,
     /// Where payload goes past this process.
     channel: Option<Channel>,
     upcalls: Arc<Upcalls>,
+    /// Behind the connection: who waits for it ends with it.
+    locks: Option<Shared>,
+}
+
+/// Locks that the server has.
+#[derive(Debug)]
+struct Shared {
+    locks: Locks,
+    /// The kernel says FLUSH wherever a lock may go with it, whatever it was told of the file.
+    flushes: bool,
 }
 
 fn caller(req: &FuseRequest) -> Caller {
@@ -93,11 +111,26 @@ fn sync_flags(data_only: bool) -> Flags {
     }
 }
 
-fn open_flags(flags: i32) -> FopenFlags {
-    match writes(flags) {
-        true => FopenFlags::empty(),
-        // FLUSH is for errors of writing.
-        false => FopenFlags::FOPEN_NOFLUSH,
+fn lock(start: u64, end: u64, typ: i32, pid: u32) -> Option<Lock> {
+    let kind = match typ {
+        libc::F_RDLCK => LockKind::Read,
+        libc::F_WRLCK => LockKind::Write,
+        libc::F_UNLCK => LockKind::Unlock,
+        _ => return None,
+    };
+    Some(Lock {
+        kind,
+        start,
+        end,
+        pid,
+    })
+}
+
+fn lock_type(kind: LockKind) -> i32 {
+    match kind {
+        LockKind::Read => libc::F_RDLCK,
+        LockKind::Write => libc::F_WRLCK,
+        LockKind::Unlock => libc::F_UNLCK,
     }
 }
 
@@ -114,10 +147,13 @@ impl Remote {
     #[must_use]
     pub fn new(connection: Connection) -> Self {
         Self {
-            connection,
+            spool: None,
+            writeback: None,
+            connection: Arc::new(connection),
             valid: Validity::For(Duration::ZERO),
             channel: None,
             upcalls: Arc::default(),
+            locks: None,
         }
     }
 
@@ -142,6 +178,93 @@ impl Remote {
         }
     }
 
+    /// The same; what is read is kept in this spool. Where the kernel keeps nothing it is asked for
+    /// each time whether that is still right, unless the [target](super::Target) says `keeps`.
+    #[must_use]
+    pub fn spooling(mut self, spool: Arc<Spool>) -> Self {
+        self.connection.kept().spool.set(&spool);
+        let ahead = Ahead::start(&spool, &self.connection);
+        self.spool = Some((spool, ahead));
+        self
+    }
+
+    /// The same; write(2) does not wait for the server: fsync(2) and close(2) do, and tell of errors.
+    #[must_use]
+    pub fn writing_back(mut self) -> Self {
+        self.writeback = WriteBack::start(&self.connection);
+        self
+    }
+
+    /// What was written to a node is on the server. Whether there was anything to wait for.
+    fn settle(&self, ino: INodeNo) -> bool {
+        let writeback = self.writeback.as_ref();
+        writeback.is_some_and(|writeback| writeback.settle(ino.0))
+    }
+
+    /// What was written to any node is.
+    fn settle_all(&self) {
+        if let Some(writeback) = &self.writeback {
+            writeback.settle_all();
+        }
+    }
+
+    /// The same for one node, and what an open file has not been told of yet.
+    fn finish(&self, ino: INodeNo, fh: FileHandle) -> Result<()> {
+        let writeback = self.writeback.as_ref();
+        writeback.map_or(Ok(()), |writeback| writeback.finish(ino.0, fh.0))
+    }
+
+    /// An entry as it is when what was written to its node is on the server.
+    fn settled(&self, entry: Entry) -> Result<Entry> {
+        let writeback = self.writeback.as_ref();
+        if !writeback.is_some_and(|writeback| writeback.settle(entry.node)) {
+            return Ok(entry);
+        }
+        let attr = self
+            .connection
+            .ask_attr(INodeNo(entry.node), &Request::Getattr(Empty))?;
+        Ok(Entry { attr, ..entry })
+    }
+
+    /// The same; locks of `flock` and `fcntl` are the server's, so that they exclude all who use it. Without, they are
+    /// the kernel's, of this mount alone. Whoever gets one sees what others have written only if the kernel can be
+    /// made to [give up](Self::pages) what it keeps.
+    #[must_use]
+    pub fn sharing_locks(self, kernel: &Kernel) -> Self {
+        let locks = Locks::new(self.connection.asks(), Arc::clone(&self.upcalls));
+        Self {
+            locks: Some(Shared {
+                locks,
+                flushes: kernel.device().is_some(),
+            }),
+            ..self
+        }
+    }
+
+    /// If locks are the server's: what gives up pages when somebody gets one.
+    #[must_use]
+    pub fn pages(&self) -> Option<Pages> {
+        self.locks.as_ref().map(|shared| shared.locks.pages())
+    }
+
+    /// How a file that was opened with these flags is to be used.
+    fn opened(&self, node: u64, handle: u64, flags: i32) -> FopenFlags {
+        if let Some(writeback) = self.writeback.as_ref().filter(|_| writes(flags)) {
+            writeback.opened(node, handle);
+        }
+        // FLUSH is for errors of writing, and for locks.
+        if writes(flags) {
+            if let Some(shared) = &self.locks {
+                shared.locks.writes(handle);
+            }
+            return FopenFlags::empty();
+        }
+        match &self.locks {
+            Some(Shared { flushes: false, .. }) => FopenFlags::empty(),
+            _ => FopenFlags::FOPEN_NOFLUSH,
+        }
+    }
+
     /// How often the kernel has asked.
     #[must_use]
     pub fn upcalls(&self) -> Arc<Upcalls> {
@@ -152,6 +275,25 @@ impl Remote {
     #[must_use]
     pub fn connection(&self) -> &Connection {
         &self.connection
+    }
+
+    /// Data of a node is being changed, for as long as this is held.
+    fn changing(&self, ino: INodeNo) -> Option<Changing> {
+        self.spool.as_ref().map(|(spool, _)| spool.changing(ino.0))
+    }
+
+    /// The answer to a READ, if the spool has it, or is to have it.
+    fn read_spooled(&self, about: &About, size: u32, flags: OpenFlags) -> Option<Vec<u8>> {
+        let (spool, ahead) = self.spool.as_ref()?;
+        if flags.0 & libc::O_DIRECT != 0 {
+            return None;
+        }
+        let read = spool.read(&self.connection, Some(ahead), about, size)?;
+        if !read.keep {
+            let request = Request::Read(Read { size });
+            self.connection.kept().not_to_be_kept(about, &request);
+        }
+        Some(read.bytes)
     }
 
     fn count(&self, opcode: Opcode) {
@@ -179,7 +321,7 @@ impl Remote {
     }
 
     /// Answers a request whose reply has no payload.
-    fn empty(&self, opcode: Opcode, reply: ReplyEmpty, result: Result<Answer>) {
+    fn empty<T>(&self, opcode: Opcode, reply: ReplyEmpty, result: Result<T>) {
         match result {
             Ok(_) => reply.ok(),
             Err(errno) => reply.error(self.refused(opcode, errno)),
@@ -216,11 +358,22 @@ impl Filesystem for Remote {
     fn init(&mut self, _req: &FuseRequest, config: &mut KernelConfig) -> io::Result<()> {
         self.count(Opcode::Init);
         // A node is an inode of the server's, whose target never changes.
-        let wanted = InitFlags::FUSE_PARALLEL_DIROPS
+        let mut wanted = InitFlags::FUSE_PARALLEL_DIROPS
             | InitFlags::FUSE_ASYNC_DIO
             | InitFlags::FUSE_AUTO_INVAL_DATA
             | InitFlags::FUSE_CACHE_SYMLINKS;
+        if self.locks.is_some() {
+            wanted |= InitFlags::FUSE_POSIX_LOCKS | InitFlags::FUSE_FLOCK_LOCKS;
+        }
         agree(config, wanted)?;
+        if let Some(depth) = self.spool.as_ref().and_then(|(spool, _)| spool.depth()) {
+            // Without them what is here comes up, too.
+            let depth = config.set_max_stack_depth(depth);
+            let passthrough = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH);
+            if depth.is_err() || passthrough.is_err() {
+                tracing::debug!("the kernel offers no backing files");
+            }
+        }
         if config.set_max_write(MAX_WRITE).is_err() {
             return Err(Errno::EINVAL.into());
         }
@@ -237,17 +390,22 @@ impl Filesystem for Remote {
             self.connection
                 .ask_entry(parent, &Request::Lookup(Lookup { name }), self.valid)
         });
+        let result = result.and_then(|entry| self.settled(entry));
         self.reply_entry(Opcode::Lookup, reply, result);
     }
 
     /// fuser calls it for each node of a BATCH_FORGET, too; the connection puts them together again.
     fn forget(&self, _req: &FuseRequest, ino: INodeNo, nlookup: u64) {
         self.count(Opcode::Forget);
+        if let Some((spool, _)) = &self.spool {
+            spool.forget(ino.0);
+        }
         self.connection.forget(ino.0, nlookup);
     }
 
     fn getattr(&self, _req: &FuseRequest, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         self.count(Opcode::Getattr);
+        self.settle(ino);
         self.reply_attr(
             Opcode::Getattr,
             reply,
@@ -274,6 +432,7 @@ impl Filesystem for Remote {
         reply: ReplyAttr,
     ) {
         self.count(Opcode::Setattr);
+        self.settle(ino);
         let set = SetAttr {
             mode,
             uid,
@@ -283,6 +442,7 @@ impl Filesystem for Remote {
             mtime: mtime.map(Into::into),
             handle: fh.map(|fh| fh.0),
         };
+        let _changing = size.and_then(|_| self.changing(ino));
         self.reply_attr(
             Opcode::Setattr,
             reply,
@@ -400,6 +560,8 @@ impl Filesystem for Remote {
             Opcode::Rename2
         };
         self.count(opcode);
+        // Nobody finds a file by its name that is not what was written before it got that.
+        self.settle_all();
         let result = name(leaf).and_then(|old| {
             let rename = Rename {
                 name: old,
@@ -415,6 +577,7 @@ impl Filesystem for Remote {
 
     fn link(&self, _req: &FuseRequest, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         self.count(Opcode::Link);
+        self.settle(ino);
         let result = name(newname).and_then(|name| {
             let link = Link {
                 parent: newparent.0,
@@ -427,11 +590,16 @@ impl Filesystem for Remote {
 
     fn open(&self, _req: &FuseRequest, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.count(Opcode::Open);
+        self.settle(ino);
+        let _changing = (flags.0 & libc::O_TRUNC != 0).then(|| self.changing(ino));
         match self
             .connection
             .ask_open(ino, &Request::Open(Open { flags: flags.0 }))
         {
-            Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(flags.0)),
+            Ok(opened) => {
+                let how = self.opened(ino.0, opened.handle, flags.0);
+                reply.opened(FileHandle(opened.handle), how);
+            }
             Err(errno) => reply.error(self.refused(Opcode::Open, errno)),
         }
     }
@@ -458,13 +626,18 @@ impl Filesystem for Remote {
             self.connection.ask_create(parent, create, self.valid)
         });
         match result {
-            Ok(created) => reply.created(
-                &Duration::ZERO,
-                &entry_attr(&created.entry),
-                GENERATION,
-                FileHandle(created.handle),
-                open_flags(flags),
-            ),
+            Ok(created) => {
+                // It may have been there, and be empty now.
+                drop(self.changing(INodeNo(created.entry.node)));
+                let how = self.opened(created.entry.node, created.handle, flags);
+                reply.created(
+                    &Duration::ZERO,
+                    &entry_attr(&created.entry),
+                    GENERATION,
+                    FileHandle(created.handle),
+                    how,
+                );
+            }
             Err(errno) => reply.error(self.refused(Opcode::Create, errno)),
         }
     }
@@ -476,14 +649,19 @@ impl Filesystem for Remote {
         fh: FileHandle,
         offset: u64,
         size: u32,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
         self.count(Opcode::Read);
+        self.settle(ino);
         // No READ is larger: see `MAX_WRITE`.
         let size = size.min(MAX_PAYLOAD);
         let about = file_at(ino, fh, offset);
+        if let Some(bytes) = self.read_spooled(&about, size, flags) {
+            self.connection.counts().spooled(bytes.len() as u64);
+            return reply.data(&bytes);
+        }
         let mut reply = reply;
         if let Some(channel) = &self.channel {
             let question = Question {
@@ -532,6 +710,17 @@ impl Filesystem for Remote {
         if write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
             about.flags = Flags::WRITE_BACK;
         }
+        let changing = self.changing(ino);
+        // Pages are written back by who may wait.
+        let waits =
+            about.flags.contains(Flags::WRITE_BACK) || flags.0 & (libc::O_DSYNC | libc::O_DIRECT) != 0;
+        if let Some(writeback) = &self.writeback {
+            if !waits {
+                writeback.write(&about, data, changing);
+                return reply.written(data.len() as u32);
+            }
+            writeback.settle(ino.0);
+        }
         let result = self.connection.ask(&about, &Request::Write(Data(data)));
         self.reply_written(Opcode::Write, reply, data.len() as u64, result);
     }
@@ -539,7 +728,13 @@ impl Filesystem for Remote {
     fn flush(&self, _req: &FuseRequest, ino: INodeNo, fh: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
         self.count(Opcode::Flush);
         let flush = Request::Flush(Flush { owner: owner.0 });
-        self.empty(Opcode::Flush, reply, self.connection.ask(&file(ino, fh), &flush));
+        let finished = self.finish(ino, fh);
+        let ask = || self.connection.ask(&file(ino, fh), &flush).map(drop);
+        let flushed = match &self.locks {
+            Some(shared) => shared.locks.flush(ino, fh, owner.0, ask),
+            None => ask(),
+        };
+        self.empty(Opcode::Flush, reply, finished.and(flushed));
     }
 
     fn release(
@@ -553,13 +748,86 @@ impl Filesystem for Remote {
         reply: ReplyEmpty,
     ) {
         self.count(Opcode::Release);
+        if let Some(writeback) = &self.writeback {
+            writeback.settle(ino.0);
+            writeback.closed(ino.0, fh.0);
+        }
         let owner = lock_owner.map(|owner| owner.0);
         let release = Request::Release(Release { owner });
-        self.empty(
-            Opcode::Release,
-            reply,
-            self.connection.ask(&file(ino, fh), &release),
-        );
+        let ask = || self.connection.ask(&file(ino, fh), &release).map(drop);
+        let released = match &self.locks {
+            Some(shared) => shared.locks.release(ino, fh, ask),
+            None => ask(),
+        };
+        self.empty(Opcode::Release, reply, released);
+    }
+
+    fn getlk(
+        &self,
+        _req: &FuseRequest,
+        ino: INodeNo,
+        fh: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        reply: ReplyLock,
+    ) {
+        self.count(Opcode::Getlk);
+        let result = match (&self.locks, lock(start, end, typ, pid)) {
+            (Some(_), Some(lock)) => {
+                let owner = owner.0;
+                self.connection
+                    .ask_lock(&file(ino, fh), LockRange { owner, lock })
+            }
+            (Some(_), None) => Err(Errno::EINVAL),
+            (None, _) => Err(Errno::ENOSYS),
+        };
+        match result {
+            Ok(Lock {
+                kind,
+                start,
+                end,
+                pid,
+            }) => reply.locked(start, end, lock_type(kind), pid),
+            Err(errno) => reply.error(self.refused(Opcode::Getlk, errno)),
+        }
+    }
+
+    fn setlk(
+        &self,
+        req: &FuseRequest,
+        ino: INodeNo,
+        fh: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        let refused = match (&self.locks, lock(start, end, typ, pid)) {
+            (Some(shared), Some(lock)) => {
+                // Who has the lock next finds what was written under it.
+                self.settle(ino);
+                let wish = Wish {
+                    ino,
+                    fh,
+                    owner: owner.0,
+                    lock,
+                    thread: req.pid(),
+                };
+                return shared.locks.set(wish, sleep, reply);
+            }
+            (Some(_), None) => Errno::EINVAL,
+            // It is never asked: INIT has said so.
+            (None, _) => Errno::ENOSYS,
+        };
+        let opcode = if sleep { Opcode::Setlkw } else { Opcode::Setlk };
+        self.count(opcode);
+        reply.error(self.refused(opcode, refused));
     }
 
     fn fsync(&self, _req: &FuseRequest, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
@@ -568,11 +836,9 @@ impl Filesystem for Remote {
             flags: sync_flags(datasync),
             ..file(ino, fh)
         };
-        self.empty(
-            Opcode::Fsync,
-            reply,
-            self.connection.ask(&about, &Request::Fsync(Empty)),
-        );
+        let finished = self.finish(ino, fh);
+        let result = self.connection.ask(&about, &Request::Fsync(Empty));
+        self.empty(Opcode::Fsync, reply, finished.and(result));
     }
 
     fn opendir(&self, _req: &FuseRequest, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -652,6 +918,7 @@ impl Filesystem for Remote {
         reply: ReplyEmpty,
     ) {
         self.count(Opcode::Setxattr);
+        self.settle(ino);
         let result = ruled(XattrName::new(attribute.as_bytes())).and_then(|name| {
             let setxattr = Setxattr {
                 name,
@@ -666,8 +933,15 @@ impl Filesystem for Remote {
 
     fn getxattr(&self, _req: &FuseRequest, ino: INodeNo, attribute: &OsStr, size: u32, reply: ReplyXattr) {
         self.count(Opcode::Getxattr);
-        let result = ruled(XattrName::new(attribute.as_bytes()))
-            .and_then(|name| self.connection.ask_xattr(ino, name, size, self.valid));
+        let ask = || {
+            ruled(XattrName::new(attribute.as_bytes()))
+                .and_then(|name| self.connection.ask_xattr(ino, name, size, self.valid))
+        };
+        let mut result = ask();
+        // Capabilities, which end with a write. That there are none the kernel asks before each.
+        if result.is_ok() && self.settle(ino) {
+            result = ask();
+        }
         self.xattr(Opcode::Getxattr, reply, size, result);
     }
 
@@ -717,7 +991,9 @@ impl Filesystem for Remote {
         reply: ReplyEmpty,
     ) {
         self.count(Opcode::Fallocate);
+        self.settle(ino);
         let fallocate = Request::Fallocate(Fallocate { length, mode });
+        let _changing = self.changing(ino);
         let result = self.connection.ask(&file_at(ino, fh, offset), &fallocate);
         self.empty(Opcode::Fallocate, reply, result);
     }
@@ -732,6 +1008,7 @@ impl Filesystem for Remote {
         reply: ReplyLseek,
     ) {
         self.count(Opcode::Lseek);
+        self.settle(ino);
         let about = file_at(ino, fh, offset.cast_unsigned());
         let found = self
             .connection
@@ -760,8 +1037,11 @@ impl Filesystem for Remote {
         reply: ReplyWrite,
     ) {
         self.count(Opcode::CopyFileRange);
+        self.settle(ino_in);
+        self.settle(ino_out);
         // Fewer bytes than asked for are as good as all, and come sooner.
         let length = len.min(MAX_COPY);
+        let _changing = self.changing(ino_out);
         let copy = CopyFileRange {
             to_node: ino_out.0,
             to_handle: fh_out.0,

@@ -10,6 +10,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 
 use super::connection::About;
+use super::spool::Losing;
 use crate::Kernel;
 use crate::abi::NodeId;
 use crate::ebpf::{Cache, Key, Snapshot, boot_time};
@@ -28,6 +29,8 @@ pub(super) struct Kept {
     kernel: RwLock<Option<Kernel>>,
     /// Locked while the kernel is told.
     term: Mutex<Term>,
+    /// Copies of what the server has told.
+    pub spool: Losing,
 }
 
 #[derive(Debug)]
@@ -54,6 +57,7 @@ impl Kept {
         Self {
             kernel: RwLock::new(None),
             term: Mutex::new(Term::of(lease, asked)),
+            spool: Losing::default(),
         }
     }
 
@@ -114,8 +118,24 @@ impl Kept {
 
     /// The server has said INVALIDATE. Nothing of it is used once this returns.
     pub fn invalidate(&self, invalidate: &Invalidate) {
+        let spool = self.spool.spool();
+        // What the spool has is as good as its attributes.
+        let copied = |what: &Invalidation| {
+            let spool = spool.as_ref()?;
+            match what {
+                Invalidation::Attributes { node } | Invalidation::Data { node, .. } => {
+                    spool.lose(*node).then_some(Key::Data(NodeId(*node)))
+                }
+                Invalidation::Everything => {
+                    spool.lose_all();
+                    None
+                }
+                Invalidation::Listing { .. } | Invalidation::Entry { .. } => None,
+            }
+        };
+        let copied: Vec<_> = invalidate.what.iter().filter_map(copied).collect();
         self.with(|cache| {
-            let keys: Vec<_> = invalidate.what.iter().flat_map(changed).collect();
+            let keys: Vec<_> = invalidate.what.iter().flat_map(changed).chain(copied).collect();
             cache.invalidate(&keys);
         });
     }
@@ -127,8 +147,17 @@ impl Kept {
         }
     }
 
+    /// What the kernel has of a node's data may not be what the server has.
+    pub fn data_is_void(&self, node: u64) {
+        let node = NodeId(node);
+        self.with(|cache| cache.invalidate(&[Key::Data(node), Key::Attr(node)]));
+    }
+
     /// The server is gone.
     pub fn void(&self) {
+        if let Some(spool) = self.spool.spool() {
+            spool.lose_all();
+        }
         self.with(Cache::invalidate_all);
     }
 }

@@ -10,9 +10,10 @@ use crate::abi::NodeId;
 use crate::ebpf::row::xattr_class;
 use crate::ebpf::{NodeIo, Snapshot, Validity};
 use crate::remote::wire::message::{
-    Attr, Create, Created, Data, Empty, Entry, Getxattr, Listing, Opened, Readdir, Statfs,
+    Attr, Create, Created, Data, Empty, Entry, Getxattr, Listing, Lock, LockRange, Opened, Readdir, Statfs,
 };
 use crate::remote::wire::{Flags, Kind, Reply, Request, XattrName};
+use crate::sys::lock::LAST;
 
 /// What one READDIR asks for: as much as glibc's readdir(3) does. fuser does not say for how much there is
 /// room; what there is none for is asked for again.
@@ -121,8 +122,16 @@ impl Connection {
         if entry.node == 0 {
             return Err(senseless(answer.header.kind, "its node is 0"));
         }
+        self.seen(entry.node, &entry.attr);
         self.publish_attr(answer, &entry, snapshot, valid);
         Ok(entry)
+    }
+
+    /// The kernel is about to hear of it.
+    fn seen(&self, node: u64, attr: &Attr) {
+        if let Some(spool) = self.kept().spool.spool() {
+            spool.seen(node, attr);
+        }
     }
 
     fn publish_attr(&self, answer: &Answer, entry: &Entry, snapshot: Option<Snapshot>, valid: Validity) {
@@ -132,6 +141,7 @@ impl Connection {
         let attr = FileAttr::from(entry.attr);
         let io = match attr.kind {
             FileType::Directory => NodeIo::Listing,
+            FileType::RegularFile if self.kept().spool.spool().is_some() => NodeIo::Passthrough,
             _ => NodeIo::Daemon,
         };
         self.kept()
@@ -169,10 +179,12 @@ impl Connection {
 
     pub(super) fn ask_attr(&self, ino: INodeNo, request: &Request<'_>) -> Result<Attr> {
         let answer = self.ask(&node(ino), request)?;
-        meaning(&answer, |reply| match reply {
+        let attr = meaning(&answer, |reply| match reply {
             Reply::Getattr(attr) | Reply::Setattr(attr) => Some(attr),
             _ => None,
-        })
+        })?;
+        self.seen(ino.0, &attr);
+        Ok(attr)
     }
 
     pub(super) fn ask_open(&self, ino: INodeNo, request: &Request<'_>) -> Result<Opened> {
@@ -202,6 +214,19 @@ impl Connection {
             Reply::Readdir(listing) => Some(listing),
             _ => None,
         })
+    }
+
+    pub(super) fn ask_lock(&self, about: &About, wish: LockRange) -> Result<Lock> {
+        let answer = self.ask(about, &Request::GetLock(wish))?;
+        let found = meaning(&answer, |reply| match reply {
+            Reply::GetLock(lock) => Some(lock),
+            _ => None,
+        })?;
+        // The kernel takes it at its word.
+        match found.start <= found.end && found.end <= LAST {
+            true => Ok(found),
+            false => Err(senseless(answer.header.kind, "it is no range")),
+        }
     }
 
     pub(super) fn ask_statfs(&self, ino: INodeNo) -> Result<Statfs> {

@@ -9,6 +9,7 @@ use std::path::Path;
 use fuser::{BackingId, FileHandle, RenameFlags, WriteFlags};
 use nix::errno::Errno;
 
+use super::locks::Locks;
 use crate::abi::NodeId;
 use crate::fs::Stack;
 use crate::fs::stack::{Caller, Entry, SetAttr, XattrReply};
@@ -44,6 +45,14 @@ impl Owned {
                 | Reply::Create(Created { entry, .. }),
             ) => Some(entry),
             _ => None,
+        }
+    }
+
+    /// The attributes that it tells, if it does.
+    pub fn attr_mut(&mut self) -> Option<&mut message::Attr> {
+        match self {
+            Self::Whole(Reply::Getattr(attr) | Reply::Setattr(attr)) => Some(attr),
+            reply => reply.entry_mut().map(|entry| &mut entry.attr),
         }
     }
 
@@ -97,7 +106,7 @@ fn no_backing(_: BorrowedFd<'_>) -> io::Result<BackingId> {
 }
 
 /// Does what is asked. READ and FORGET are not for here.
-pub fn answer(stack: &Stack, header: &Header, request: Request<'_>) -> Result<Answer> {
+pub fn answer(stack: &Stack, locks: &Locks, header: &Header, request: Request<'_>) -> Result<Answer> {
     let (node, handle) = (NodeId(header.node), FileHandle(header.handle));
     let done = |reply: fn(message::Empty) -> Reply<'static>| Answer::from(reply(message::Empty));
     let answer = match request {
@@ -161,11 +170,13 @@ pub fn answer(stack: &Stack, header: &Header, request: Request<'_>) -> Result<An
                 ..done(Reply::Write)
             }
         }
-        Request::Flush(_) => {
+        Request::Flush(m) => {
+            locks.flush(node.0, m.owner);
             stack.flush(handle)?;
             done(Reply::Flush)
         }
         Request::Release(_) => {
+            locks.release(node.0, handle.0);
             stack.release(handle)?;
             done(Reply::Release)
         }
@@ -231,7 +242,12 @@ pub fn answer(stack: &Stack, header: &Header, request: Request<'_>) -> Result<An
             stack.removexattr(node, m.name.as_os_str())?;
             done(Reply::Removexattr)
         }
-        // Locks hold among those who use one mount; the rest is not for here.
+        Request::GetLock(m) => Reply::GetLock(locks.get(stack, header, &m)?).into(),
+        Request::SetLock(m) => {
+            locks.set(stack, header, &m)?;
+            done(Reply::SetLock)
+        }
+        // The rest is not for here.
         _ => return Err(Errno::ENOSYS),
     };
     Ok(answer)

@@ -30,6 +30,7 @@ fn may_be_repeated(kind: Kind) -> bool {
             | Kind::Listxattr
             | Kind::Fsync
             | Kind::Fsyncdir
+            | Kind::GetLock
     )
 }
 

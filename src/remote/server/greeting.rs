@@ -109,6 +109,8 @@ pub fn greet<'s>(
     deadline: Instant,
 ) -> Result<Option<Greeted<'s>>, Unwelcome> {
     let options = &shared.options;
+    // One for the whole greeting, though there may be another meanwhile.
+    let token = shared.credentials.read().token.clone();
     let until = Until::by(stream, deadline);
     let mut reader = FrameReader::new(until, Side::Client);
     let mut writer = FrameWriter::new(until, Side::Server);
@@ -139,7 +141,7 @@ pub fn greet<'s>(
         version: VERSION,
         sizes,
         nonce,
-        token: options.token.is_some(),
+        token: token.is_some(),
         session,
         lease_ms: millis(options.lease),
         read_only: export.read_only,
@@ -148,13 +150,13 @@ pub fn greet<'s>(
     });
     let reply_payload = reply.payload()?;
     let said = Greeting::new(hello.nonce, nonce, hello_payload, &reply_payload, tls);
-    if options.token.is_none() {
+    if token.is_none() {
         part.is_believed(shared);
     }
     writer.write_frame(&header.reply(), 0, &[&reply_payload])?;
     reader.set_sizes(sizes);
     writer.set_sizes(sizes);
-    let Some(token) = &options.token else {
+    let Some(token) = &token else {
         return Ok(Some(Greeted {
             part,
             sizes,
@@ -225,9 +227,13 @@ fn part<'s>(
     let id: [u8; 32] = random()?;
     let mut session = SessionId([0; 16]);
     session.0.copy_from_slice(&id[..16]);
-    let begun = shared
-        .sessions
-        .begin(session, export.name.clone(), stack, requests(&shared.options));
+    let begun = shared.sessions.begin(
+        session,
+        export.name.clone(),
+        stack,
+        shared.locks(),
+        requests(&shared.options),
+    );
     Ok(Ok((session, Part::Own { begun, before })))
 }
 

@@ -11,51 +11,68 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{Backlog, listen};
 
+use super::ServerError;
 use crate::remote::{Address, Stream};
 
+/// Who connects waits here until the [server](super::Server) takes it.
 #[derive(Debug)]
-pub enum Listener {
+pub struct Listener(Socket);
+
+#[derive(Debug)]
+enum Socket {
     Tcp(TcpListener),
     /// A socket's file is removed in the end.
     Unix(UnixListener, PathBuf),
 }
 
 impl Listener {
-    pub fn bind(address: &Address) -> io::Result<Self> {
-        let listener = match address {
-            Address::Tcp(address) => Self::Tcp(TcpListener::bind(address.as_str())?),
+    /// Listens at `address`.
+    ///
+    /// # Errors
+    /// If nobody can connect there.
+    pub fn bind(address: &Address) -> Result<Self, ServerError> {
+        let listener = Self::listen(address);
+        listener.map_err(|error| ServerError::Listen {
+            address: address.clone(),
+            error,
+        })
+    }
+
+    fn listen(address: &Address) -> io::Result<Self> {
+        let listener = Self(match address {
+            Address::Tcp(address) => Socket::Tcp(TcpListener::bind(address.as_str())?),
             Address::Unix(path) => {
                 remove_if_dead(path)?;
-                Self::Unix(UnixListener::bind(path)?, path.clone())
+                Socket::Unix(UnixListener::bind(path)?, path.clone())
             }
-        };
+        });
         // The standard library has room for 128 who wait: beyond that TCP drops them, and they try again a second
         // later. The system's own limit is what holds then.
         listen(&listener, Backlog::MAXCONN)?;
         // A client that is gone again before it is accepted must not keep the others waiting.
-        match &listener {
-            Self::Tcp(tcp) => tcp.set_nonblocking(true)?,
-            Self::Unix(unix, _) => unix.set_nonblocking(true)?,
+        match &listener.0 {
+            Socket::Tcp(tcp) => tcp.set_nonblocking(true)?,
+            Socket::Unix(unix, _) => unix.set_nonblocking(true)?,
         }
         Ok(listener)
     }
 
-    pub fn address(&self) -> io::Result<Address> {
-        Ok(match self {
-            Self::Tcp(tcp) => Address::Tcp(tcp.local_addr()?.to_string()),
-            Self::Unix(_, path) => Address::Unix(path.clone()),
+    pub(super) fn address(&self) -> io::Result<Address> {
+        Ok(match &self.0 {
+            Socket::Tcp(tcp) => Address::Tcp(tcp.local_addr()?.to_string()),
+            Socket::Unix(_, path) => Address::Unix(path.clone()),
         })
     }
 
     /// Whoever waits, if anybody does.
-    pub fn accept(&self) -> io::Result<Option<Stream>> {
-        let stream = match self {
-            Self::Tcp(tcp) => tcp.accept().and_then(|(stream, _)| {
+    pub(super) fn accept(&self) -> io::Result<Option<Stream>> {
+        let stream = match &self.0 {
+            Socket::Tcp(tcp) => tcp.accept().and_then(|(stream, _)| {
                 stream.set_nonblocking(false)?;
                 stream.set_nodelay(true)?;
                 Ok(Stream::Tcp(stream))
             }),
-            Self::Unix(unix, _) => unix.accept().and_then(|(stream, _)| {
+            Socket::Unix(unix, _) => unix.accept().and_then(|(stream, _)| {
                 stream.set_nonblocking(false)?;
                 Ok(Stream::Unix(stream))
             }),
@@ -86,16 +103,16 @@ fn remove_if_dead(path: &Path) -> io::Result<()> {
 
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(tcp) => tcp.as_fd(),
-            Self::Unix(unix, _) => unix.as_fd(),
+        match &self.0 {
+            Socket::Tcp(tcp) => tcp.as_fd(),
+            Socket::Unix(unix, _) => unix.as_fd(),
         }
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Self::Unix(_, path) = self {
+        if let Socket::Unix(_, path) = &self.0 {
             // It may have been removed already.
             let _ = fs::remove_file(path);
         }

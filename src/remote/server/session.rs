@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
 use parking_lot::Mutex;
@@ -17,10 +17,11 @@ use super::greeting::{Greeted, Part};
 use super::leases::{self, Change, Leases, Thing};
 use super::sessions::Common;
 use super::touches::{self, inodes, names, told};
+use super::version::version;
 use super::{Options, Shared};
 use crate::abi::NodeId;
 use crate::remote::Stream;
-use crate::remote::wire::message::{Data, Entry, Invalidate, Invalidation, Renewed};
+use crate::remote::wire::message::{Entry, Invalidate, Invalidation, Renewed};
 use crate::remote::wire::{Flags, FrameReader, FrameWriter, Header, Kind, Reply, Request, Side, WireError};
 
 /// Requests that wait for a thread. With those that are being answered it bounds what a client makes us hold.
@@ -82,15 +83,20 @@ struct Line {
 
 impl Line {
     fn send(&self, header: &Header, payload: &[u8]) -> Result<(), WireError> {
-        self.writer.lock().write_frame(header, 0, &[payload])
+        self.send_version(header, 0, payload)
     }
 
-    /// Sends a reply that must not get lost.
-    fn conclude(&self, done: &Done, header: &Header, payload: &[u8]) -> Result<(), WireError> {
+    /// The same, of a file that has this version.
+    fn send_version(&self, header: &Header, version: u64, payload: &[u8]) -> Result<(), WireError> {
+        self.writer.lock().write_frame(header, version, &[payload])
+    }
+
+    /// Sends a reply that must not get lost. When it is sent again, it has no version.
+    fn conclude(&self, done: &Done, header: &Header, version: u64, payload: &[u8]) -> Result<(), WireError> {
         let mut writer = self.writer.lock();
         // In the order in which they are sent.
         done.sends(header, payload);
-        writer.write_frame(header, 0, &[payload])
+        writer.write_frame(header, version, &[payload])
     }
 }
 
@@ -171,6 +177,7 @@ pub fn serve(shared: &Shared, greeted: Greeted<'_>, stream: &Arc<Stream>) -> io:
     shared.leases.left(common.id);
     let keeps = greeted.keeps;
     common.held_by(keeps.then(|| shared.leases.holder(common.id, Arc::clone(&line) as _)));
+    common.locks.may_wait(true);
     let session = Session {
         shared,
         common: Arc::clone(&common),
@@ -213,6 +220,7 @@ fn answer_all(session: &Session<'_>, reader: &mut FrameReader<&Stream>) -> bool 
         if let Some(holder) = session.common.holder() {
             holder.ended(goodbye);
         }
+        session.common.locks.may_wait(false);
         // No frame will be understood from here on, and none be waited for; what was asked is still done.
         drop(jobs);
         goodbye
@@ -290,7 +298,7 @@ impl Session<'_> {
                 // Here, so that it needs none of the places that are for what has a reply.
                 Kind::Forget => self.forget(&header, &buffer),
                 _ => match self.common.done.find(&header) {
-                    Some((reply, payload)) => self.line.conclude(&self.common.done, &reply, &payload)?,
+                    Some((reply, payload)) => self.line.conclude(&self.common.done, &reply, 0, &payload)?,
                     None if hand_over((header, buffer)) => {}
                     None => return Ok(End::Gone),
                 },
@@ -374,6 +382,36 @@ impl Session<'_> {
         Ok(keep)
     }
 
+    /// Whether the client may have one more of what the request would give it.
+    fn has_room(&self, request: &Request<'_>) -> Result<(), Errno> {
+        let (options, stack) = (&self.shared.options, &self.common.stack);
+        let room = match request {
+            Request::Open(_) | Request::Opendir(_) => stack.open_ones() < options.open,
+            Request::Create(_) => stack.open_ones() < options.open && stack.known() < options.nodes,
+            Request::Lookup(_) | Request::Mknod(_) | Request::Mkdir(_) | Request::Symlink(_) => {
+                stack.known() < options.nodes
+            }
+            _ => true,
+        };
+        if !room {
+            tracing::warn!("a client has as many files as it may");
+        }
+        room.then_some(()).ok_or(Errno::ENFILE)
+    }
+
+    /// The version of the node after it was read, for a client that knows one: if it is that, it was that all the
+    /// time since.
+    fn version_if_known(&self, header: &Header) -> u64 {
+        match header.file_version {
+            0 => 0,
+            _ => {
+                let now = SystemTime::now();
+                let attr = self.common.stack.getattr(NodeId(header.node));
+                attr.map_or(0, |attr| version(&(&attr).into(), now))
+            }
+        }
+    }
+
     fn answer(&self, header: &Header, payload: &[u8]) -> Result<(), WireError> {
         let request = match Request::decode(header, payload) {
             Ok(request) => request,
@@ -382,6 +420,13 @@ impl Session<'_> {
                 return self.refuse(header, error.errno() as u32, false);
             }
         };
+        let mut request = request;
+        let allowed = self
+            .has_room(&request)
+            .and_then(|()| self.shared.options.ids.request(&mut request));
+        if let Err(errno) = allowed {
+            return self.refuse(header, errno as u32, false);
+        }
         let (change, mut keep) = match self.begin(header, &request) {
             Ok(begun) => begun,
             Err(errno) => return self.refuse(header, errno as u32, false),
@@ -392,11 +437,15 @@ impl Session<'_> {
                 fuser::FileHandle(header.handle),
                 header.offset,
                 read.size,
-                |bytes| self.send(&reply_to(header, keep), &Reply::Read(Data(bytes))),
+                |bytes| {
+                    let version = self.version_if_known(header);
+                    self.line.send_version(&reply_to(header, keep), version, bytes)
+                },
             );
             return sent.unwrap_or_else(|errno| self.refuse(header, errno as u32, false));
         }
-        let mut answered = answer(&self.common.stack, header, request);
+        let now = SystemTime::now();
+        let mut answered = answer(&self.common.stack, &self.common.locks, header, request);
         if let Ok(Answer { reply, .. }) = &mut answered
             && let Some(entry) = reply.entry_mut()
         {
@@ -407,13 +456,21 @@ impl Session<'_> {
         }
         drop(change);
         match answered {
-            Ok(Answer { reply, number }) => {
+            Ok(Answer { mut reply, number }) => {
+                if let Some(attr) = reply.attr_mut() {
+                    self.shared.options.ids.attr(attr);
+                }
                 let header = Header {
                     offset: number,
                     ..reply_to(header, keep)
                 };
                 let reply = reply.as_reply();
-                self.line.conclude(&self.common.done, &header, &reply.payload()?)
+                let version = match &reply {
+                    Reply::Getattr(attr) => version(attr, now),
+                    _ => 0,
+                };
+                self.line
+                    .conclude(&self.common.done, &header, version, &reply.payload()?)
             }
             Err(errno) => self.refuse(header, errno as u32, keep),
         }
@@ -424,7 +481,7 @@ impl Session<'_> {
             status: errno.min(511),
             ..reply_to(header, keep)
         };
-        self.line.conclude(&self.common.done, &header, &[])
+        self.line.conclude(&self.common.done, &header, 0, &[])
     }
 }
 

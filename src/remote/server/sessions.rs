@@ -14,6 +14,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::done::Done;
 use super::leases::Holder;
+use super::locks::Locks;
 use crate::fs::Stack;
 use crate::remote::Stream;
 use crate::remote::wire::Export;
@@ -45,6 +46,8 @@ pub struct Common {
     pub stack: Stack,
     /// What was answered on its own connection.
     pub done: Done,
+    /// What its users have locked.
+    pub locks: Locks,
     /// Of a client that keeps what it is told.
     holder: Mutex<Option<Arc<Holder>>>,
     own: Mutex<Own>,
@@ -60,12 +63,13 @@ struct Joined {
 }
 
 impl Common {
-    fn new(id: SessionId, export: Export, stack: Stack, requests: usize) -> Self {
+    fn new(id: SessionId, export: Export, stack: Stack, locks: Locks, requests: usize) -> Self {
         Self {
             id,
             export,
             stack,
             done: Done::new(requests),
+            locks,
             holder: Mutex::new(None),
             own: Mutex::new(Own::New),
             changed: Condvar::new(),
@@ -136,6 +140,7 @@ impl Common {
 
     /// Nobody has it any more; whoever has joined it goes, too.
     fn end(&self) {
+        self.locks.end();
         *self.own.lock() = Own::Over;
         self.changed.notify_all();
         let mut joined = self.joined.lock();
@@ -170,8 +175,15 @@ pub struct Sessions(Mutex<HashMap<SessionId, Arc<Common>>>);
 impl Sessions {
     /// A session over this begins; its client waits for so many replies at most. If it is not served before what this
     /// gives is dropped, it ends then.
-    pub fn begin(&self, id: SessionId, export: Export, stack: Stack, requests: usize) -> Begun<'_> {
-        let common = Arc::new(Common::new(id, export, stack, requests));
+    pub fn begin(
+        &self,
+        id: SessionId,
+        export: Export,
+        stack: Stack,
+        locks: Locks,
+        requests: usize,
+    ) -> Begun<'_> {
+        let common = Arc::new(Common::new(id, export, stack, locks, requests));
         self.0.lock().insert(id, Arc::clone(&common));
         Begun {
             common,

@@ -168,7 +168,7 @@ pub struct Read {
 /// FLUSH.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flush {
-    /// Whose locks of fcntl(2) go with the descriptor.
+    /// Whose locks on the file go with the descriptor.
     pub owner: u64,
 }
 

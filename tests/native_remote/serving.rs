@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! How a server is told to serve: as whom, under which numbers, how much, and with which credentials.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::certificates::Authority;
+use crate::common::{Scratch, eventually, extfuse, one_line, refusal};
+use crate::{Served, mount, text};
+
+fn errno<T>(result: io::Result<T>) -> Option<i32> {
+    result.err().and_then(|error| error.raw_os_error())
+}
+
+const NOBODY: u32 = 65534;
+
+#[test]
+fn a_squashed_server_is_one_user_whoever_asks() {
+    let scratch = Scratch::new();
+    // For another user to get there.
+    for dir in [scratch.path(), &scratch.source()] {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    scratch.write("of-root", "secret");
+    let of_root = scratch.source().join("of-root");
+    fs::set_permissions(&of_root, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::create_dir(scratch.source().join("closed")).unwrap();
+    let served = Served::tcp(&scratch.source(), &["--squash", "nobody"]);
+    let status = fs::read_to_string(format!("/proc/{}/status", served.child.id())).unwrap();
+    let row = |name: &str| {
+        let row = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        row.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(row("Uid:"), ["65534"; 4]);
+    assert_eq!(row("Gid:"), ["65534"; 4]);
+    assert_eq!(row("Groups:"), ["65534"]);
+    for set in ["CapPrm:", "CapEff:", "CapAmb:"] {
+        assert_eq!(row(set), ["0000000000000000"]);
+    }
+    let mounted = mount(&served.url(), &scratch, &[]);
+    fs::write(mounted.join("made"), "by root").unwrap();
+    let made = fs::metadata(scratch.source().join("made")).unwrap();
+    assert_eq!((made.uid(), made.gid()), (NOBODY, NOBODY));
+    assert_eq!(fs::read(mounted.join("made")).unwrap(), b"by root");
+    // Root may, as far as this machine's kernel knows; the server's does not let its user.
+    assert_eq!(errno(fs::read(mounted.join("of-root"))), Some(libc::EACCES));
+    assert_eq!(
+        errno(File::create(mounted.join("closed/new"))),
+        Some(libc::EACCES)
+    );
+    assert_eq!(
+        errno(chown(mounted.join("made"), Some(0), None)),
+        Some(libc::EPERM)
+    );
+    assert_eq!(fs::read(&of_root).unwrap(), b"secret");
+    let source = scratch.source();
+    for wrong in ["root", "0", "nobody-of-that-name", "1234567", "nobody:no-group"] {
+        let said = refusal(
+            2,
+            &[
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--insecure",
+                "--squash",
+                wrong,
+                text(&source),
+            ],
+        );
+        assert!(said.contains("--squash"), "{said}");
+    }
+}
+
+#[test]
+fn users_have_other_numbers_there() {
+    let scratch = Scratch::new();
+    for (name, uid, gid) in [("web", 33, 33), ("thousand", 1000, 5), ("other", 7, 8)] {
+        scratch.write(name, "");
+        chown(scratch.source().join(name), Some(uid), Some(gid)).unwrap();
+    }
+    let served = Served::tcp(
+        &scratch.source(),
+        &[
+            "--map-user",
+            "1000:33",
+            "--map-group",
+            "100:33",
+            "--map-user",
+            "1001:34",
+        ],
+    );
+    let mounted = mount(&served.url(), &scratch, &[]);
+    let here = |name: &str| {
+        let about = fs::metadata(mounted.join(name)).unwrap();
+        (about.uid(), about.gid())
+    };
+    let there = |name: &str| {
+        let about = fs::metadata(scratch.source().join(name)).unwrap();
+        (about.uid(), about.gid())
+    };
+    assert_eq!(here("web"), (1000, 100));
+    assert_eq!(here("other"), (7, 8));
+    // Theirs is not our 1000.
+    assert_eq!(here("thousand"), (NOBODY, 5));
+    fs::write(mounted.join("new"), "").unwrap();
+    assert_eq!((here("new"), there("new")), ((0, 0), (0, 0)));
+    chown(mounted.join("new"), Some(1001), Some(100)).unwrap();
+    assert_eq!((here("new"), there("new")), ((1001, 100), (34, 33)));
+    assert_eq!(
+        errno(chown(mounted.join("new"), Some(33), None)),
+        Some(libc::EINVAL)
+    );
+    assert_eq!(there("new"), (34, 33));
+    fs::set_permissions(scratch.source(), fs::Permissions::from_mode(0o777)).unwrap();
+    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let made = std::process::Command::new("setpriv")
+        .args(["--reuid=1000", "--regid=100", "--clear-groups", "mkdir"])
+        .arg(mounted.join("of-1000"))
+        .status();
+    assert!(made.unwrap().success());
+    assert_eq!((here("of-1000"), there("of-1000")), ((1000, 100), (33, 33)));
+    let source = scratch.source();
+    let refused = |more: &[&str]| {
+        let arguments = [
+            &["serve", "--listen", "127.0.0.1:0", "--insecure"],
+            more,
+            &[text(&source)],
+        ];
+        refusal(2, &arguments.concat())
+    };
+    for wrong in ["1", "a:b", "1:2:3", "-1:2", "4294967295:1"] {
+        refused(&["--map-user", wrong]);
+    }
+    let said = refused(&["--map-user", "1:2", "--map-user", "3:2"]);
+    assert!(said.contains("2 is mapped twice"), "{said}");
+}
+
+#[test]
+fn a_client_has_no_more_files_than_it_may() {
+    let scratch = Scratch::new();
+    for number in 0..40 {
+        scratch.write(&number.to_string(), "x");
+    }
+    let served = Served::tcp(&scratch.source(), &["--max-open", "5", "--max-nodes", "20"]);
+    let mounted = mount(&served.url(), &scratch, &[]);
+    let open = |number: usize| File::open(mounted.join(&number.to_string()));
+    let mut files: Vec<_> = (0..5).map(|number| open(number).unwrap()).collect();
+    assert_eq!(errno(open(5)), Some(libc::ENFILE));
+    let new = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(mounted.join("new"));
+    assert_eq!(errno(new), Some(libc::ENFILE));
+    assert_eq!(errno(fs::read_dir(mounted.path())), Some(libc::ENFILE));
+    files.pop();
+    eventually(|| open(5).is_ok());
+    // Other clients have their own.
+    let elsewhere = Scratch::new();
+    let other = mount(&served.url(), &elsewhere, &[]);
+    let theirs: Vec<_> = (0..5)
+        .map(|number| File::open(other.join(&number.to_string())).unwrap())
+        .collect();
+    let looked: Vec<_> = (0..40)
+        .map(|number| fs::metadata(mounted.join(&number.to_string())))
+        .collect();
+    let seen = looked.iter().filter(|about| about.is_ok()).count();
+    assert_eq!(seen, 19);
+    let refused = looked.into_iter().filter_map(errno);
+    assert!(refused.into_iter().all(|errno| errno == libc::ENFILE));
+    drop((files, theirs));
+    // What the kernel forgets makes room.
+    fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+    eventually(|| fs::metadata(mounted.join("39")).is_ok());
+}
+
+#[test]
+fn credentials_are_read_anew_and_nobody_who_is_served_notices() {
+    let scratch = Scratch::new();
+    scratch.write("file", "content");
+    let authority = Authority::new(scratch.path(), "authority");
+    let another = Authority::new(scratch.path(), "another");
+    let (first, second) = (
+        authority.of("first", "127.0.0.1"),
+        another.of("second", "127.0.0.1"),
+    );
+    let in_use = |kind: &str| scratch.path().join(format!("in-use.{kind}"));
+    let (certificate, key, token) = (in_use("pem"), in_use("key"), in_use("token"));
+    let install = |identity: &crate::certificates::Identity, secret: &str| {
+        fs::copy(&identity.certificate, &certificate).unwrap();
+        fs::copy(&identity.key, &key).unwrap();
+        fs::write(&token, secret).unwrap();
+    };
+    install(&first, "the first token, long enough");
+    let served = Served::tcp(
+        &scratch.source(),
+        &[
+            "--token-file",
+            text(&token),
+            "--tls-cert",
+            text(&certificate),
+            "--tls-key",
+            text(&key),
+        ],
+    );
+    let copy_of = |name: &str, secret: &str| {
+        let path = scratch.path().join(name);
+        fs::write(&path, secret).unwrap();
+        path
+    };
+    let old = copy_of("old", "the first token, long enough");
+    let new = copy_of("new", "the second token, long enough");
+    let says = |authority: &Authority, token: &std::path::Path| {
+        let ca = text(&authority.own.certificate).to_owned();
+        ["--tls", "--tls-ca", &ca, "--token-file", text(token)].map(str::to_owned)
+    };
+    let try_it = |says: &[String; 5]| {
+        let elsewhere = Scratch::new();
+        let (url, at) = (served.url(), elsewhere.mountpoint());
+        let says: Vec<_> = says.iter().map(String::as_str).collect();
+        let output = extfuse(&[&["mount", "--stock"][..], &says, &[&url, text(&at)]].concat());
+        if output.status.success() {
+            assert_eq!(fs::read(at.join("file")).unwrap(), b"content");
+            assert!(extfuse(&["umount", text(&at)]).status.success());
+            None
+        } else {
+            Some(one_line(1, &output))
+        }
+    };
+    let (before, after) = (says(&authority, &old), says(&another, &new));
+    let says: Vec<_> = before.iter().map(String::as_str).collect();
+    let mounted = mount(&served.url(), &scratch, &says);
+    assert!(try_it(&after).is_some());
+    install(&second, "the second token, long enough");
+    // Only when it is told to.
+    assert_eq!(try_it(&before), None);
+    served.signal(Signal::SIGHUP);
+    eventually(|| try_it(&after).is_none());
+    assert!(try_it(&before).is_some());
+    // With files that are none nothing changes.
+    fs::write(&token, "short").unwrap();
+    served.signal(Signal::SIGHUP);
+    thread::sleep(Duration::from_millis(300));
+    assert_eq!(try_it(&after), None);
+    assert_eq!(fs::read(mounted.join("file")).unwrap(), b"content");
+    fs::write(mounted.join("file"), "other").unwrap();
+    assert_eq!(mounted.report().remote.unwrap().connections, 1);
+}
