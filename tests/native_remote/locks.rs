@@ -4,6 +4,7 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -363,6 +364,29 @@ fn a_close_lets_go_what_it_does_on_one_machine() {
     killed.signal(Signal::SIGKILL);
     two.says_soon(ALL, "ok");
     two.says_soon(WHOLE, "ok");
+}
+
+#[test]
+fn a_file_that_is_open_for_reading_can_be_locked_against_everybody() {
+    let scene = Scene::new(&[], &[]);
+    let mut lockers = [0, 1].map(|at| {
+        let mut locker = Locker::new();
+        locker.open("f", &scene.file(at), "os.O_RDONLY");
+        locker
+    });
+    assert_eq!(lockers[0].says(WHOLE), "ok");
+    assert_eq!(lockers[1].says("whole('f', LOCK_SH | LOCK_NB)"), "EAGAIN");
+    assert_eq!(lockers[0].says(ALL), "EBADF", "that is for flock(2) alone");
+    assert_eq!(lockers[0].says("leave('f')"), "ok");
+    lockers[1].says_soon(WHOLE, "ok");
+    // It can be executed meanwhile: nobody has it open for writing for that.
+    let program = scene.source.source().join("program");
+    fs::copy("/bin/true", &program).unwrap();
+    let mut reader = Locker::new();
+    reader.open("f", &scene.mounts[0].join("program"), "os.O_RDONLY");
+    assert_eq!(reader.says("lock('f', 'read', 0, 0)"), "ok");
+    assert_eq!(reader.says(WHOLE), "ok");
+    assert!(Command::new(&program).status().unwrap().success());
 }
 
 #[test]

@@ -280,6 +280,10 @@ impl Desk {
         reply.error(FuseErrno::from_i32(errno as i32));
     }
 
+    fn is_written(&self, fh: FileHandle) -> bool {
+        self.table.lock().written.contains(&fh.0)
+    }
+
     /// He has it.
     fn grant(&self, ino: INodeNo, reply: ReplyEmpty) {
         if let Some(pages) = self.pages.get() {
@@ -292,8 +296,10 @@ impl Desk {
     /// How the server is to be asked for this. That it will be is noted; none if there is nothing to ask for.
     fn way(&self, wish: &Wish) -> Result<Option<Way>> {
         let flock = match wish.may_be_flock() {
-            true => is_in_flock(wish.thread),
             false => Some(false),
+            // The kernel has refused to fcntl(2) what needs a file that is open for writing.
+            true if wish.lock.kind == LockKind::Write && !self.is_written(wish.fh) => Some(true),
+            true => is_in_flock(wish.thread),
         };
         let owner = wish.owner();
         let mut table = self.table.lock();
