@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long a caller may take to go to sleep after he has asked: what he is in, /proc tells only then.
-const ASLEEP: Duration = Duration::from_millis(100);
+const ASLEEP: Duration = Duration::from_millis(500);
 
 /// flock(2)'s number in a program of 32 bits on x86-64; there is no call with that number that asks for locks in one of
 /// 64.
