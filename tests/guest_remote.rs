@@ -215,6 +215,26 @@ fn what_is_read_goes_past_the_daemon() {
 }
 
 #[test]
+fn free_space_is_a_second_old_at_most() {
+    let scene = Scene::kept(2);
+    let (here, there) = (&scene.mounts[0], &scene.mounts[1]);
+    let free = || {
+        let seen = nix::sys::statvfs::statvfs(here.path()).unwrap();
+        seen.blocks_free() * seen.fragment_size()
+    };
+    for round in 0..2 {
+        thread::sleep(Duration::from_millis(1600));
+        let before = free();
+        let asked = while_running(here, || assert_eq!(free(), before));
+        assert!(!asked.contains_key("STATFS"), "{round}: {asked:?}");
+        fs::write(there.join(&format!("file-{round}")), pattern(8 << 20, round)).unwrap();
+        thread::sleep(Duration::from_millis(1600));
+        let now = free();
+        assert!(now + (7 << 20) < before, "{round}: {now} of {before}");
+    }
+}
+
+#[test]
 fn data_that_was_changed_on_the_way_is_never_seen() {
     let scene = Scene::kept(1);
     let socket = scene.scratch.path().join("flipping");

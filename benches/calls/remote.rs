@@ -39,6 +39,8 @@ pub enum Variant {
     Transport,
     /// `extfuse serve`, and `extfuse mount` with the module.
     Extfuse,
+    /// The same with copies in memory, and writes that return before the server has them.
+    Spool,
     /// sshd with its sftp-server, and sshfs.
     Sshfs,
     /// The kernel's server and client.
@@ -48,6 +50,7 @@ pub enum Variant {
 const VARIANTS: &[Variant] = &[
     Variant::Native,
     Variant::Extfuse,
+    Variant::Spool,
     Variant::Sshfs,
     Variant::Nfs,
     Variant::Transport,
@@ -59,6 +62,7 @@ impl Variant {
             Self::Native => "native",
             Self::Transport => "transport",
             Self::Extfuse => "extfuse",
+            Self::Spool => "spool",
             Self::Sshfs => "sshfs",
             Self::Nfs => "nfs",
         }
@@ -331,6 +335,8 @@ pub fn run(base: &Path, metric: &'static str, only: &Only, smoke: bool) -> Resul
     {
         let measured = match variant {
             Variant::Transport => bench.transport(base),
+            // What is not read or written costs the same.
+            Variant::Spool => bench.variant(variant, base, &[CONTENTS]),
             _ => bench.variant(variant, base, CASES),
         };
         for figure in measured.with_context(|| variant.name())? {

@@ -108,7 +108,7 @@ impl Far {
         let mountpoint = base.join(variant.name());
         let server = match variant {
             Variant::Native | Variant::Transport => None,
-            Variant::Extfuse => Some(Server::extfuse(tree, base)?),
+            Variant::Extfuse | Variant::Spool => Some(Server::extfuse(tree, base)?),
             Variant::Sshfs => Some(Server::ssh(base)?),
             Variant::Nfs => Some(Server::nfs(tree)?),
         };
@@ -141,7 +141,11 @@ impl Far {
                 let source = format!("extfuse://{address}");
                 let module = if self.smoke { "--stock" } else { "--require-module" };
                 let arguments = ["mount", module, "--token-file", text(token)?, &source, at];
-                succeed(Command::new(EXTFUSE).args(arguments))?;
+                let more: &[&str] = match self.variant {
+                    Variant::Spool => &["--spool", "memory", "--writeback"],
+                    _ => &[],
+                };
+                succeed(Command::new(EXTFUSE).args(arguments).args(more))?;
                 let variant = match self.smoke {
                     true => mounts::Variant::Stock0,
                     false => mounts::Variant::Handlers,

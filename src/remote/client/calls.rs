@@ -439,8 +439,10 @@ impl Shared {
             }
         };
         let keep = answer.header.flags.contains(Flags::KEEP);
-        if !keep {
-            self.kept.not_to_be_kept(about, request);
+        match request {
+            Request::Statfs(_) => self.duties.space_was_told(),
+            _ if !keep => self.kept.not_to_be_kept(about, request),
+            _ => {}
         }
         (answer.header.error().map_or(Ok(answer), Err), keep)
     }

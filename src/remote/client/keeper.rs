@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What is sent without anybody waiting for it: PING, INVALIDATED, FORGET.
+//! What is done without anybody waiting for it: PING, INVALIDATED and FORGET are sent, and free space becomes old.
 //!
 //! It has a thread of its own. The one that reads must never wait until the server takes something: the
 //! server might wait for the same.
@@ -22,6 +22,9 @@ const MOST_ACKNOWLEDGED: usize = 4096;
 /// Nodes of one FORGET: 20 bytes each at most, which fit into a message.
 const MOST_FORGOTTEN: usize = 3000;
 
+/// How long what was said of free space is kept: it changes with what others do, whom nobody tells of it.
+const SPACE: Duration = Duration::from_secs(1);
+
 /// However short a lease is: more than ten a second would be load, and no sign of life.
 const LEAST_PAUSE: Duration = Duration::from_millis(100);
 
@@ -33,7 +36,16 @@ struct Queue {
     acknowledged: Vec<Invalidated>,
     /// As many as the kernel has had nodes, at most.
     forgotten: Vec<Forgotten>,
+    /// When what was said of free space is too old.
+    space: Option<Instant>,
     over: bool,
+}
+
+/// What there is to do.
+struct Work {
+    acknowledged: Vec<Invalidated>,
+    forgotten: Vec<Forgotten>,
+    space: bool,
 }
 
 /// What the keeper has to send.
@@ -66,6 +78,15 @@ impl Duties {
         self.some.notify_one();
     }
 
+    /// Free space was asked for.
+    pub fn space_was_told(&self) {
+        let mut queue = self.queue.lock();
+        if queue.space.is_none() {
+            queue.space = Some(Instant::now() + SPACE);
+            self.some.notify_one();
+        }
+    }
+
     /// These could not be sent.
     fn forget_later(&self, forgotten: Vec<Forgotten>) {
         let mut queue = self.queue.lock();
@@ -82,17 +103,19 @@ impl Duties {
         self.some.notify_one();
     }
 
-    /// What there is to send, after `pause` at most. None when it is over.
-    fn wait(&self, pause: Duration) -> Option<(Vec<Invalidated>, Vec<Forgotten>)> {
+    /// What there is to do, after `pause` at most. None when it is over.
+    fn wait(&self, pause: Duration) -> Option<Work> {
         let mut queue = self.queue.lock();
-        if !queue.over && queue.acknowledged.is_empty() && queue.forgotten.is_empty() {
-            self.some.wait_for(&mut queue, pause);
+        let due = queue.space.map_or(pause, |at| {
+            pause.min(at.saturating_duration_since(Instant::now()))
+        });
+        if !queue.over && queue.acknowledged.is_empty() && queue.forgotten.is_empty() && !due.is_zero() {
+            self.some.wait_for(&mut queue, due);
         }
-        (!queue.over).then(|| {
-            (
-                std::mem::take(&mut queue.acknowledged),
-                std::mem::take(&mut queue.forgotten),
-            )
+        (!queue.over).then(|| Work {
+            acknowledged: std::mem::take(&mut queue.acknowledged),
+            forgotten: std::mem::take(&mut queue.forgotten),
+            space: queue.space.take_if(|at| *at <= Instant::now()).is_some(),
         })
     }
 }
@@ -148,9 +171,13 @@ fn round(shared: &Shared, line: &Line, ping: &mut Option<Ping>) {
     let due = ping.as_ref().map_or(Duration::MAX, |ping| {
         ping.deadline.saturating_duration_since(Instant::now())
     });
-    let Some((acknowledged, mut forgotten)) = shared.duties.wait((pause - idle).min(due)) else {
+    let Some(work) = shared.duties.wait((pause - idle).min(due)) else {
         return;
     };
+    let (acknowledged, mut forgotten) = (work.acknowledged, work.forgotten);
+    if work.space {
+        shared.kept.space_is_old();
+    }
     // Meanwhile there may be another line.
     let Some(line) = shared.current() else {
         return shared.duties.forget_later(forgotten);

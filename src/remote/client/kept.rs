@@ -147,6 +147,11 @@ impl Kept {
         }
     }
 
+    /// What the server has said of free space is too old.
+    pub fn space_is_old(&self) {
+        self.with(|cache| cache.invalidate(&[SPACE]));
+    }
+
     /// What the kernel has of a node's data may not be what the server has.
     pub fn data_is_void(&self, node: u64) {
         let node = NodeId(node);
@@ -161,6 +166,9 @@ impl Kept {
         self.with(Cache::invalidate_all);
     }
 }
+
+/// A name that does not exist: all that this says is that the clock goes on, which ends what is kept of free space.
+const SPACE: Key<'static> = Key::Entry(NodeId(0), b"statfs");
 
 fn nanos(duration: Duration) -> u64 {
     duration.as_nanos().try_into().unwrap_or(u64::MAX)
@@ -189,9 +197,7 @@ fn told<'r>(about: &About, request: &'r Request<'_>) -> Option<Key<'r>> {
         Request::Link(m) => Key::Entry(NodeId(m.parent), m.name.as_bytes()),
         Request::Getattr(_) | Request::Setattr(_) => Key::Attr(node),
         Request::Read(_) | Request::Readdir(_) => Key::Data(node),
-        // How full it is changes with what others do. Of a name that does not exist: all that it says is that the
-        // clock goes on, which ends what is kept of that.
-        Request::Statfs(_) => Key::Entry(NodeId(0), b"statfs"),
+        Request::Statfs(_) => SPACE,
         // Nothing else is kept that is not published.
         _ => return None,
     })
