@@ -18,6 +18,9 @@ use crate::ebpf::{Backing, BackingError, BackingOptions, Snapshot};
 use crate::remote::wire::message::{Attr, Timestamp};
 use crate::sys::device::Device;
 
+/// Chunks of one file that are remembered to have been asked for once.
+const MOST_TOUCHED: usize = 1 << 16;
+
 /// What tells whether a file may be another one, as far as this session goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mark {
@@ -225,6 +228,10 @@ impl Copy {
             .is_some_and(|(_, content)| content.chunks.contains_key(chunks.start()));
         if size <= SMALL || range.end - range.start >= LARGE_READ || close || here {
             return true;
+        }
+        // Who reads that much at random is not remembered for ever.
+        if state.touched.len() >= MOST_TOUCHED {
+            state.touched.clear();
         }
         !state.touched.insert(*chunks.start())
     }
