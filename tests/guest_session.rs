@@ -170,7 +170,8 @@ fn without_privilege_there_is_stock_fuse_and_a_warning_or_an_error() {
     assert_eq!(mounts_at(&scratch.mountpoint()), []);
     let output =
         run("user \"$EXTFUSE\" mount source mount && user cat mount/file && user \"$EXTFUSE\" umount mount");
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), "content");
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(said, "extfuse: source is mounted at mount\ncontent");
     let warning = String::from_utf8(output.stderr).unwrap();
     assert!(
         warning.contains("mounting extfuse needs CAP_SYS_ADMIN: falling back"),
