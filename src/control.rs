@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::sockopt::{PeerCredentials, SendTimeout};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, getsockopt, setsockopt};
 use nix::sys::time::TimeVal;
+use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -293,7 +294,14 @@ fn question<T: DeserializeOwned>(
 ) -> Result<T, AskError> {
     let start = Instant::now();
     loop {
-        let mut stream = connect(dev)?;
+        let mut stream = match connect(dev) {
+            // One daemon may have just gone, and the next one not have come.
+            Err(AskError::Dead) if start.elapsed() < 10 * AGAIN => {
+                std::thread::sleep(AGAIN);
+                continue;
+            }
+            connected => connected?,
+        };
         let peer = peer_uid(&stream)?;
         if peer != 0 && peer != nix::unistd::geteuid().as_raw() && Some(peer) != owner {
             return Err(AskError::Impostor(peer));
@@ -392,44 +400,78 @@ pub trait Daemon: Send + Sync {
 
 /// The daemon's side: a thread that answers until it is dropped.
 pub struct Server {
-    listener: Arc<UnixListener>,
+    place: Arc<Mutex<Place>>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// Where questions come in. None while the daemon of a mount before, which had the same number, has not ended yet.
+#[derive(Debug, Default)]
+struct Place {
+    listener: Option<Arc<UnixListener>>,
+    over: bool,
+}
+
+impl Place {
+    /// Whether somebody else is there still.
+    fn take(&mut self, address: &SocketAddr) -> io::Result<bool> {
+        match UnixListener::bind_addr(address) {
+            Ok(listener) => self.listener = Some(Arc::new(listener)),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Ok(true),
+            Err(error) => return Err(error),
+        }
+        Ok(false)
+    }
+}
+
+/// Answers, once the place is free; until it is over.
+fn serve(place: &Mutex<Place>, address: &SocketAddr, owner: u32, daemon: &dyn Daemon) {
+    let listener = loop {
+        {
+            let mut place = place.lock();
+            if place.over {
+                return;
+            }
+            if let Some(listener) = &place.listener {
+                break Arc::clone(listener);
+            }
+            if let Err(error) = place.take(address) {
+                return tracing::warn!("extfuse stat and handler will not work: {error}");
+            }
+        }
+        std::thread::sleep(AGAIN);
+    };
+    // Ends with the error that shutting the listener down gives.
+    while let Ok((mut stream, _)) = listener.accept() {
+        if let Err(error) = answer(&mut stream, owner, daemon) {
+            tracing::debug!("control: {error}");
+        }
+    }
 }
 
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Server")
-            .field("listener", &self.listener)
+            .field("place", &self.place)
             .finish_non_exhaustive()
     }
 }
 
 impl Server {
-    /// Listens for the mount with device number `dev`; `owner` and root may ask.
+    /// Listens for the mount with device number `dev`; `owner` and root may ask. If the daemon of a mount before takes
+    /// its time to end, it listens when that has.
     pub fn start(dev: Dev, owner: u32, daemon: Arc<dyn Daemon>) -> io::Result<Self> {
         let address = SocketAddr::from_abstract_name(name(dev))?;
-        let start = Instant::now();
-        let listener = loop {
-            match UnixListener::bind_addr(&address) {
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse && start.elapsed() < PATIENCE => {
-                    std::thread::sleep(AGAIN);
-                }
-                bound => break Arc::new(bound?),
-            }
-        };
-        let ours = Arc::clone(&listener);
+        let (start, mut place) = (Instant::now(), Place::default());
+        while place.take(&address)? && start.elapsed() < PATIENCE {
+            std::thread::sleep(AGAIN);
+        }
+        let place = Arc::new(Mutex::new(place));
+        let ours = Arc::clone(&place);
         let thread = std::thread::Builder::new()
             .name("extfuse-control".into())
-            .spawn(move || {
-                // Ends with the error that shutting the listener down gives.
-                while let Ok((mut stream, _)) = ours.accept() {
-                    if let Err(error) = answer(&mut stream, owner, &*daemon) {
-                        tracing::debug!("control: {error}");
-                    }
-                }
-            })?;
+            .spawn(move || serve(&ours, &address, owner, &*daemon))?;
         Ok(Self {
-            listener,
+            place,
             thread: Some(thread),
         })
     }
@@ -437,7 +479,14 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = socket::shutdown(self.listener.as_raw_fd(), socket::Shutdown::Both);
+        let listener = {
+            let mut place = self.place.lock();
+            place.over = true;
+            place.listener.take()
+        };
+        if let Some(listener) = listener {
+            let _ = socket::shutdown(listener.as_raw_fd(), socket::Shutdown::Both);
+        }
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -628,6 +677,19 @@ mod tests {
             assert!(start.elapsed() < 5 * PATIENCE);
         }
         drop(silent);
+    }
+
+    #[test]
+    fn who_finds_somebody_else_there_for_long_answers_later() {
+        let address = SocketAddr::from_abstract_name(name(dev(9))).unwrap();
+        let before = UnixListener::bind_addr(&address).unwrap();
+        let _server = Server::start(dev(9), uid(), reporter()).unwrap();
+        // It has given up to wait, and not to come.
+        drop(before);
+        assert_eq!(ask(dev(9), None).unwrap(), report());
+        // One who never comes to it ends all the same.
+        let _before = UnixListener::bind_addr(&SocketAddr::from_abstract_name(name(dev(10))).unwrap());
+        drop(Server::start(dev(10), uid(), reporter()).unwrap());
     }
 
     #[test]
