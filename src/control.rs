@@ -408,6 +408,8 @@ pub struct Server {
 #[derive(Debug, Default)]
 struct Place {
     listener: Option<Arc<UnixListener>>,
+    /// The mount has been there for all to see: when it is not any more, the place is another's.
+    shown: bool,
     over: bool,
 }
 
@@ -424,7 +426,7 @@ impl Place {
 }
 
 /// Answers, once the place is free; until it is over.
-fn serve(place: &Mutex<Place>, address: &SocketAddr, owner: u32, daemon: &dyn Daemon) {
+fn serve(place: &Mutex<Place>, dev: Dev, address: &SocketAddr, owner: u32, daemon: &dyn Daemon) {
     let listener = loop {
         {
             let mut place = place.lock();
@@ -438,13 +440,28 @@ fn serve(place: &Mutex<Place>, address: &SocketAddr, owner: u32, daemon: &dyn Da
                 return tracing::warn!("extfuse stat and handler will not work: {error}");
             }
         }
+        nudge(dev);
         std::thread::sleep(AGAIN);
     };
     // Ends with the error that shutting the listener down gives.
     while let Ok((mut stream, _)) = listener.accept() {
+        // Whoever asks means a mount that has the number now.
+        let gone = place.lock().shown && !daemon.is_mounted();
         if let Err(error) = answer(&mut stream, owner, daemon) {
             tracing::debug!("control: {error}");
         }
+        if gone {
+            place.lock().listener = None;
+            return;
+        }
+    }
+}
+
+/// Has the daemon of a mount before, if it is that, notice that its mount is gone.
+fn nudge(dev: Dev) {
+    if let Ok(mut stream) = connect(dev) {
+        // It may have gone by now.
+        let _ = stream.write_all(Question::Stat.line().as_bytes());
     }
 }
 
@@ -463,17 +480,25 @@ impl Server {
         let address = SocketAddr::from_abstract_name(name(dev))?;
         let (start, mut place) = (Instant::now(), Place::default());
         while place.take(&address)? && start.elapsed() < PATIENCE {
+            nudge(dev);
             std::thread::sleep(AGAIN);
         }
         let place = Arc::new(Mutex::new(place));
         let ours = Arc::clone(&place);
         let thread = std::thread::Builder::new()
             .name("extfuse-control".into())
-            .spawn(move || serve(&ours, &address, owner, &*daemon))?;
+            .spawn(move || serve(&ours, dev, &address, owner, &*daemon))?;
         Ok(Self {
             place,
             thread: Some(thread),
         })
+    }
+}
+
+impl Server {
+    /// The mount is there for all to see. When it is not any more, whoever comes next with its number may have the place.
+    pub fn is_shown(&self) {
+        self.place.lock().shown = true;
     }
 }
 
@@ -666,6 +691,18 @@ mod tests {
         let answer = asked.join().unwrap();
         assert!(matches!(answer, Ok(_) | Err(AskError::Dead)), "{answer:?}");
         assert_eq!(ask(dev(6), None).unwrap(), report());
+    }
+
+    #[test]
+    fn a_daemon_that_takes_its_time_to_end_makes_way_as_well() {
+        let last = Server::start(dev(11), uid(), Arc::new(Told(false))).unwrap();
+        last.is_shown();
+        let start = Instant::now();
+        let _next = Server::start(dev(11), uid(), reporter()).unwrap();
+        assert_eq!(ask(dev(11), None).unwrap(), report());
+        assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
+        drop(last);
+        assert_eq!(ask(dev(11), None).unwrap(), report());
     }
 
     #[test]

@@ -107,6 +107,9 @@ impl Plan {
         // Whoever sees the mount can ask about it.
         let control = listen(&facts, guard.unmounter);
         show(detached, &self.target)?;
+        if let Some(control) = &control {
+            control.is_shown();
+        }
         Ok(Session {
             engine: Some(engine),
             control,
