@@ -39,7 +39,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{Mounted, Scratch};
-use exerciser::{Mode, Run};
+use exerciser::in_every_mode;
 use extfuse::remote::Address;
 use extfuse::remote::server::{Export, Options, Server, Stopper};
 use extfuse::remote::wire;
@@ -304,16 +304,7 @@ fn a_remote_mount_through_the_module_is_never_stale() {
 #[test]
 fn fsx_finds_nothing_in_a_remote_mount_through_the_module() {
     let scene = Scene::kept(1);
-    for mode in Mode::ALL {
-        let run = Run {
-            dir: scene.mounted().path().to_owned(),
-            ops: 500,
-            seed: seed(),
-            mode,
-        };
-        println!("{run}");
-        run.run().unwrap_or_else(|error| panic!("{error}"));
-    }
+    in_every_mode(scene.mounted().path(), 500, seed());
 }
 
 /// One who looks through a mount.

@@ -566,3 +566,18 @@ impl Exerciser {
         self.compare(0, &data).map_err(|error| format!("{when}: {error}"))
     }
 }
+
+/// Runs of `ops` operations in each mode, in this directory.
+#[allow(dead_code, reason = "the programs of fsx choose their modes")]
+pub fn in_every_mode(dir: &Path, ops: u64, seed: u64) {
+    for mode in Mode::ALL {
+        let run = Run {
+            dir: dir.to_owned(),
+            ops,
+            seed,
+            mode,
+        };
+        println!("{run}");
+        run.run().unwrap_or_else(|error| panic!("{error}"));
+    }
+}

@@ -13,7 +13,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 use crate::common::Mounted;
-use crate::exerciser::{Mode, Run};
+use crate::exerciser::in_every_mode;
 use crate::guest::seed;
 use crate::{Scene, pattern, while_running};
 
@@ -149,14 +149,5 @@ fn a_copy_is_never_read_that_is_not_right_any_more() {
 #[test]
 fn fsx_finds_nothing_where_copies_are_kept() {
     let scene = kept(&[&["--spool", "memory", "--spool-size=1M"]]);
-    for mode in Mode::ALL {
-        let run = Run {
-            dir: scene.mounted().path().to_owned(),
-            ops: 300,
-            seed: seed(),
-            mode,
-        };
-        println!("{run}");
-        run.run().unwrap_or_else(|error| panic!("{error}"));
-    }
+    in_every_mode(scene.mounted().path(), 300, seed());
 }

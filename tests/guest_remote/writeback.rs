@@ -12,7 +12,7 @@ use extfuse::remote::server::{Export, Options, Server};
 use extfuse::remote::wire;
 
 use crate::common::{Mounted, Scratch};
-use crate::exerciser::{Mode, Run};
+use crate::exerciser::in_every_mode;
 use crate::guest::seed;
 use crate::link::Link;
 use crate::{Scene, pattern};
@@ -76,14 +76,5 @@ fn fsx_finds_nothing_where_writes_are_late() {
         ..Options::default()
     };
     let scene = Scene::new(options, &[&["--writeback", "--spool", "memory"]]);
-    for mode in Mode::ALL {
-        let run = Run {
-            dir: scene.mounted().path().to_owned(),
-            ops: 300,
-            seed: seed(),
-            mode,
-        };
-        println!("{run}");
-        run.run().unwrap_or_else(|error| panic!("{error}"));
-    }
+    in_every_mode(scene.mounted().path(), 300, seed());
 }

@@ -37,7 +37,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use common::{EXTFUSE, Mounted, PATIENCE, Scratch, eventually, extfuse, one_line};
-use exerciser::{Mode, Run};
+use exerciser::in_every_mode;
 use link::Link;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -315,17 +315,11 @@ fn attributes_of_users_and_large_files_go_there_and_back() {
 #[test]
 fn fsx_finds_nothing() {
     let (_scratch, _served, mounted) = both(&[]);
-    let seed = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
-    for mode in Mode::ALL {
-        let run = Run {
-            dir: mounted.path().to_owned(),
-            ops: 3000,
-            seed,
-            mode,
-        };
-        println!("{run}");
-        run.run().unwrap_or_else(|error| panic!("{error}"));
-    }
+    in_every_mode(
+        mounted.path(),
+        3000,
+        SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64,
+    );
 }
 
 #[test]

@@ -16,7 +16,7 @@ use nix::mount::{MsFlags, mount as mount_fs, umount};
 use nix::sys::signal::Signal;
 
 use crate::common::{Mounted, Scratch, eventually, extfuse, refusal};
-use crate::exerciser::{Mode, Run};
+use crate::exerciser::in_every_mode;
 use crate::{Served, mount, text};
 
 /// Longer than a file may be without a version after a change.
@@ -536,17 +536,11 @@ fn readers_see_one_version_after_the_other() {
 fn fsx_finds_nothing_in_it() {
     let scene = Scene::new();
     let mounted = scene.mount(&["--spool", text(&scene.cache()), "--spool-size", "1M"]);
-    let seed = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
-    for mode in Mode::ALL {
-        let run = Run {
-            dir: mounted.path().to_owned(),
-            ops: 1500,
-            seed,
-            mode,
-        };
-        println!("{run}");
-        run.run().unwrap_or_else(|error| panic!("{error}"));
-    }
+    in_every_mode(
+        mounted.path(),
+        1500,
+        SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64,
+    );
 }
 
 #[test]

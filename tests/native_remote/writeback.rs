@@ -16,7 +16,7 @@ use nix::mount::{MsFlags, mount as mount_fs, umount};
 use nix::sys::signal::Signal;
 
 use crate::common::{Mounted, Scratch};
-use crate::exerciser::{Mode, Run};
+use crate::exerciser::in_every_mode;
 use crate::link::Link;
 use crate::{Served, mount, text};
 
@@ -258,17 +258,11 @@ fn what_is_mapped_and_what_is_written_agree() {
     let scratch = Scratch::new();
     let served = Served::tcp(&scratch.source(), &[]);
     let mounted = mount(&served.url(), &scratch, &["--writeback"]);
-    let seed = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
-    for mode in Mode::ALL {
-        let run = Run {
-            dir: mounted.path().to_owned(),
-            ops: 1500,
-            seed,
-            mode,
-        };
-        println!("{run}");
-        run.run().unwrap_or_else(|error| panic!("{error}"));
-    }
+    in_every_mode(
+        mounted.path(),
+        1500,
+        SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64,
+    );
 }
 
 #[test]

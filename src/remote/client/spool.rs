@@ -87,8 +87,8 @@ pub(super) struct Answer {
     pub keep: bool,
 }
 
-/// What there is to fetch ahead.
-#[derive(Debug)]
+/// What there is to fetch.
+#[derive(Clone, Debug)]
 struct Job {
     copy: Arc<Copy>,
     about: About,
@@ -334,7 +334,13 @@ impl Spool {
                 }
                 Lack::Fetch(missing) => {
                     fetched = true;
-                    if !self.fetch(connection, &copy, about, &known, &missing) {
+                    let job = Job {
+                        copy: Arc::clone(&copy),
+                        about: *about,
+                        known,
+                        chunks: missing,
+                    };
+                    if !self.fetch(connection, &job) {
                         return None;
                     }
                 }
@@ -417,26 +423,20 @@ impl Spool {
     }
 
     /// Fetches chunks, as whoever asked what is lacking was told. Whether they are here now.
-    fn fetch(
-        &self,
-        connection: &Connection,
-        copy: &Copy,
-        about: &About,
-        known: &Known,
-        chunks: &RangeInclusive<u32>,
-    ) -> bool {
-        let bytes = self.fetch_bytes(connection, copy, about, known, chunks);
-        copy.arrived(&self.store, chunks, known.generation, bytes.as_deref())
+    fn fetch(&self, connection: &Connection, job: &Job) -> bool {
+        let bytes = self.fetch_bytes(connection, job);
+        let generation = job.known.generation;
+        job.copy
+            .arrived(&self.store, &job.chunks, generation, bytes.as_deref())
     }
 
-    fn fetch_bytes(
-        &self,
-        connection: &Connection,
-        copy: &Copy,
-        about: &About,
-        known: &Known,
-        chunks: &RangeInclusive<u32>,
-    ) -> Option<Vec<u8>> {
+    fn fetch_bytes(&self, connection: &Connection, job: &Job) -> Option<Vec<u8>> {
+        let Job {
+            copy,
+            about,
+            known,
+            chunks,
+        } = job;
         if self.is_full() {
             return None;
         }
@@ -583,7 +583,11 @@ fn fetch_ahead(spool: &Spool, connection: &Connection, waiting: &Mutex<Receiver<
                     job.copy.check(&spool.store, chunk, job.known.generation);
                 }
                 Lack::Fetch(missing) => {
-                    if !spool.fetch(connection, &job.copy, &job.about, &job.known, &missing) {
+                    let part = Job {
+                        chunks: missing,
+                        ..job.clone()
+                    };
+                    if !spool.fetch(connection, &part) {
                         break;
                     }
                 }
