@@ -10,46 +10,31 @@
 //! daemon is: such a daemon says that it is not the one, and both the next daemon and who asks try
 //! again until it has ended.
 
+mod ask;
 mod question;
+mod server;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::{self, Read, Write};
-use std::net::Shutdown;
-use std::os::fd::AsRawFd;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
-use nix::sys::socket::sockopt::{PeerCredentials, SendTimeout};
-use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, getsockopt, setsockopt};
-use nix::sys::time::TimeVal;
-use parking_lot::Mutex;
-use serde::de::DeserializeOwned;
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
-
-use crate::ebpf::Object;
-use question::Question;
-pub use question::{Handler, Refusal};
 
 use crate::sys::mountinfo::Dev;
+pub use ask::{AskError, ask, handlers, load, unload};
+pub use question::{Handler, Refusal};
+pub use server::{Daemon, Server};
 
 /// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long the answer may take: counting the rows of large maps is a system call a row, and a program
-/// may keep the verifier busy.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 /// How soon to try again where a daemon of a mount that is gone still has the name.
 const AGAIN: Duration = Duration::from_millis(10);
 /// The answer of a daemon whose mount is gone.
 const GONE: &[u8] = b"gone\n";
-/// The longest question, but for the object behind it.
-const QUESTION_MAX: usize = 512;
-/// The longest answer: some 60 opcodes with a few numbers each take a tenth.
-const ANSWER_MAX: u64 = 256 << 10;
 
 /// What a daemon tells about its mount.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -227,366 +212,26 @@ pub struct Fill {
     pub capacity: u64,
 }
 
-/// Why a daemon could not be asked.
-#[derive(Debug, Error)]
-pub enum AskError {
-    /// Nobody listens.
-    #[error("its daemon is not running")]
-    Dead,
-    /// It listens, but does not answer.
-    #[error("its daemon does not answer")]
-    Silent,
-    /// Only the owner and root may ask.
-    #[error("only its owner and root may ask its daemon")]
-    Refused,
-    /// Somebody else has taken the socket's name.
-    #[error("the socket of its daemon belongs to uid {0}")]
-    Impostor(u32),
-    /// What came is not an answer.
-    #[error("its daemon answers something else: {0}")]
-    Garbled(String),
-    /// It will not.
-    #[error(transparent)]
-    Refusal(#[from] Refusal),
-    /// Anything else.
-    #[error("its daemon cannot be asked: {0}")]
-    Io(#[from] io::Error),
-}
-
-/// Asks the daemon of the mount with device number `dev`, which `owner` may have started.
-pub fn ask(dev: Dev, owner: Option<u32>) -> Result<Report, AskError> {
-    question(dev, owner, &Question::Stat, &[])
-}
-
-/// Which opcodes have a handler, and whose.
-///
-/// # Errors
-///
-/// [`AskError`]; a [`Refusal`] if the mount has no handlers.
-pub fn handlers(dev: Dev, owner: Option<u32>) -> Result<Vec<Handler>, AskError> {
-    question::<Result<_, Refusal>>(dev, owner, &Question::Handlers, &[])?.map_err(Into::into)
-}
-
-/// Has the program of `object` answer the requests of `opcode`.
-///
-/// # Errors
-///
-/// [`AskError`]; a [`Refusal`] if the object can't be used.
-pub fn load(dev: Dev, owner: Option<u32>, opcode: u32, object: &Object) -> Result<(), AskError> {
-    let load = Question::load(opcode, object);
-    question::<Result<_, Refusal>>(dev, owner, &load, object.bytes())?.map_err(Into::into)
-}
-
-/// Has extfuse's own handler of `opcode` back.
-///
-/// # Errors
-///
-/// [`AskError`]; a [`Refusal`] if it was not replaced.
-pub fn unload(dev: Dev, owner: Option<u32>, opcode: u32) -> Result<(), AskError> {
-    question::<Result<_, Refusal>>(dev, owner, &Question::Unload { opcode }, &[])?.map_err(Into::into)
-}
-
-fn question<T: DeserializeOwned>(
-    dev: Dev,
-    owner: Option<u32>,
-    question: &Question,
-    object: &[u8],
-) -> Result<T, AskError> {
-    let start = Instant::now();
-    loop {
-        let mut stream = match connect(dev) {
-            // One daemon may have just gone, and the next one not have come.
-            Err(AskError::Dead) if start.elapsed() < 10 * AGAIN => {
-                std::thread::sleep(AGAIN);
-                continue;
-            }
-            connected => connected?,
-        };
-        let peer = peer_uid(&stream)?;
-        if peer != 0 && peer != nix::unistd::geteuid().as_raw() && Some(peer) != owner {
-            return Err(AskError::Impostor(peer));
-        }
-        let mut asked = stream.write_all(question.line().as_bytes());
-        // A daemon that will not have it answers all the same.
-        if asked.is_ok() && !object.is_empty() {
-            asked = match stream.write_all(object) {
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-                written => written,
-            };
-        }
-        asked.map_err(unanswered)?;
-        let answer = read_until(&mut stream, start + ANSWER_PATIENCE).map_err(unanswered)?;
-        match answer.as_slice() {
-            b"" => return Err(AskError::Refused),
-            GONE if start.elapsed() < PATIENCE => std::thread::sleep(AGAIN),
-            GONE => return Err(AskError::Dead),
-            answer => {
-                return serde_json::from_slice(answer).map_err(|error| AskError::Garbled(error.to_string()));
-            }
-        }
-    }
-}
-
 fn name(dev: Dev) -> Vec<u8> {
     format!("extfuse/{dev}").into_bytes()
-}
-
-fn connect(dev: Dev) -> Result<UnixStream, AskError> {
-    let fd = socket::socket(
-        AddressFamily::Unix,
-        SockType::Stream,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )
-    .map_err(io::Error::from)?;
-    // Before connecting: a full queue would keep us waiting too.
-    let patience = TimeVal::new(PATIENCE.as_secs().cast_signed(), 0);
-    setsockopt(&fd, SendTimeout, &patience).map_err(io::Error::from)?;
-    let address = UnixAddr::new_abstract(&name(dev)).map_err(io::Error::from)?;
-    socket::connect(fd.as_raw_fd(), &address).map_err(|errno| match errno {
-        nix::errno::Errno::ECONNREFUSED => AskError::Dead,
-        nix::errno::Errno::EAGAIN => AskError::Silent,
-        errno => AskError::Io(errno.into()),
-    })?;
-    Ok(fd.into())
-}
-
-fn unanswered(error: io::Error) -> AskError {
-    match error.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => AskError::Silent,
-        // It saw who asks and hung up.
-        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => AskError::Refused,
-        _ => AskError::Io(error),
-    }
-}
-
-/// Reads to the end of the stream, at most [`ANSWER_MAX`] bytes and until `deadline`.
-fn read_until(stream: &mut UnixStream, deadline: Instant) -> io::Result<Vec<u8>> {
-    let mut answer = Vec::new();
-    let mut part = [0; 16 << 10];
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        stream.set_read_timeout(Some(left))?;
-        match stream.read(&mut part)? {
-            0 => return Ok(answer),
-            length => answer.extend_from_slice(&part[..length]),
-        }
-        if answer.len() as u64 > ANSWER_MAX {
-            return Err(io::Error::other("more than an answer can be"));
-        }
-    }
 }
 
 fn peer_uid(stream: &UnixStream) -> io::Result<u32> {
     Ok(getsockopt(stream, PeerCredentials)?.uid())
 }
 
-/// Who knows the answers.
-pub trait Daemon: Send + Sync {
-    /// Whether the mount is there still.
-    fn is_mounted(&self) -> bool;
-    /// What it tells about itself.
-    fn report(&self) -> Report;
-    /// See [`handlers`](handlers()).
-    fn handlers(&self) -> Result<Vec<Handler>, Refusal>;
-    /// See [`load`].
-    fn load(&self, opcode: u32, object: &Object) -> Result<(), Refusal>;
-    /// See [`unload`].
-    fn unload(&self, opcode: u32) -> Result<(), Refusal>;
-}
-
-/// The daemon's side: a thread that answers until it is dropped.
-pub struct Server {
-    place: Arc<Mutex<Place>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-/// Where questions come in. None while the daemon of a mount before, which had the same number, has not ended yet.
-#[derive(Debug, Default)]
-struct Place {
-    listener: Option<Arc<UnixListener>>,
-    /// The mount has been there for all to see: when it is not any more, the place is another's.
-    shown: bool,
-    over: bool,
-}
-
-impl Place {
-    /// Whether somebody else is there still.
-    fn take(&mut self, address: &SocketAddr) -> io::Result<bool> {
-        match UnixListener::bind_addr(address) {
-            Ok(listener) => self.listener = Some(Arc::new(listener)),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Ok(true),
-            Err(error) => return Err(error),
-        }
-        Ok(false)
-    }
-}
-
-/// Answers, once the place is free; until it is over.
-fn serve(place: &Mutex<Place>, dev: Dev, address: &SocketAddr, owner: u32, daemon: &dyn Daemon) {
-    let listener = loop {
-        {
-            let mut place = place.lock();
-            if place.over {
-                return;
-            }
-            if let Some(listener) = &place.listener {
-                break Arc::clone(listener);
-            }
-            if let Err(error) = place.take(address) {
-                return tracing::warn!("extfuse stat and handler will not work: {error}");
-            }
-        }
-        nudge(dev);
-        std::thread::sleep(AGAIN);
-    };
-    // Ends with the error that shutting the listener down gives.
-    while let Ok((mut stream, _)) = listener.accept() {
-        // Whoever asks means a mount that has the number now.
-        let gone = place.lock().shown && !daemon.is_mounted();
-        if let Err(error) = answer(&mut stream, owner, daemon) {
-            tracing::debug!("control: {error}");
-        }
-        if gone {
-            place.lock().listener = None;
-            return;
-        }
-    }
-}
-
-/// Has the daemon of a mount before, if it is that, notice that its mount is gone.
-fn nudge(dev: Dev) {
-    if let Ok(mut stream) = connect(dev) {
-        // It may have gone by now.
-        let _ = stream.write_all(Question::Stat.line().as_bytes());
-    }
-}
-
-impl fmt::Debug for Server {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Server")
-            .field("place", &self.place)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Server {
-    /// Listens for the mount with device number `dev`; `owner` and root may ask. If the daemon of a mount before takes
-    /// its time to end, it listens when that has.
-    pub fn start(dev: Dev, owner: u32, daemon: Arc<dyn Daemon>) -> io::Result<Self> {
-        let address = SocketAddr::from_abstract_name(name(dev))?;
-        let (start, mut place) = (Instant::now(), Place::default());
-        while place.take(&address)? && start.elapsed() < PATIENCE {
-            nudge(dev);
-            std::thread::sleep(AGAIN);
-        }
-        let place = Arc::new(Mutex::new(place));
-        let ours = Arc::clone(&place);
-        let thread = std::thread::Builder::new()
-            .name("extfuse-control".into())
-            .spawn(move || serve(&ours, dev, &address, owner, &*daemon))?;
-        Ok(Self {
-            place,
-            thread: Some(thread),
-        })
-    }
-}
-
-impl Server {
-    /// The mount is there for all to see. When it is not any more, whoever comes next with its number may have the place.
-    pub fn is_shown(&self) {
-        self.place.lock().shown = true;
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let listener = {
-            let mut place = self.place.lock();
-            place.over = true;
-            place.listener.take()
-        };
-        if let Some(listener) = listener {
-            let _ = socket::shutdown(listener.as_raw_fd(), socket::Shutdown::Both);
-        }
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-/// One question, one answer. Strangers get none, and cannot keep the thread waiting.
-fn answer(stream: &mut UnixStream, owner: u32, daemon: &dyn Daemon) -> io::Result<()> {
-    let peer = peer_uid(stream)?;
-    if peer != 0 && peer != owner {
-        return Ok(());
-    }
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let (line, rest) = read_line(stream)?;
-    let answer = match Question::parse(&line) {
-        _ if !daemon.is_mounted() => GONE.to_vec(),
-        Some(Question::Stat) => serde_json::to_vec(&daemon.report())?,
-        Some(Question::Handlers) => serde_json::to_vec(&daemon.handlers())?,
-        Some(Question::Load { opcode, size, name }) => {
-            let object = Object::new(name, read_object(stream, rest, size)?);
-            serde_json::to_vec(&daemon.load(opcode, &object))?
-        }
-        Some(Question::Unload { opcode }) => serde_json::to_vec(&daemon.unload(opcode))?,
-        None => br#"{"error":"unknown question"}"#.to_vec(),
-    };
-    stream.write_all(&answer)?;
-    stream.shutdown(Shutdown::Both)
-}
-
-/// A question with its end, and what came behind it.
-fn read_line(stream: &mut UnixStream) -> io::Result<(Vec<u8>, Vec<u8>)> {
-    let deadline = Instant::now() + PATIENCE;
-    let mut question = Vec::new();
-    let mut part = [0; QUESTION_MAX];
-    while question.len() < QUESTION_MAX && !question.contains(&b'\n') {
-        match read_before(stream, &mut part, deadline)? {
-            0 => break,
-            length => question.extend_from_slice(&part[..length]),
-        }
-    }
-    let end = question.iter().position(|byte| *byte == b'\n');
-    let rest = question.split_off(end.map_or(question.len(), |end| end + 1));
-    Ok((question, rest))
-}
-
-/// The bytes of an object, of which `begin` came with the question.
-fn read_object(stream: &mut UnixStream, begin: Vec<u8>, size: usize) -> io::Result<Vec<u8>> {
-    let deadline = Instant::now() + PATIENCE;
-    let mut object = begin;
-    let mut at = object.len();
-    if at > size {
-        return Err(io::Error::other("more than an object"));
-    }
-    object.resize(size, 0);
-    while at < size {
-        match read_before(stream, &mut object[at..], deadline)? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            length => at += length,
-        }
-    }
-    Ok(object)
-}
-
-fn read_before(stream: &mut UnixStream, into: &mut [u8], deadline: Instant) -> io::Result<usize> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() {
-        return Err(io::ErrorKind::TimedOut.into());
-    }
-    stream.set_read_timeout(Some(left))?;
-    stream.read(into)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::Shutdown;
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixListener};
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use super::ask::{ANSWER_PATIENCE, connect};
     use super::*;
+    use crate::ebpf::Object;
 
     fn report() -> Report {
         let lookups = Requests {
