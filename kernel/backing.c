@@ -143,9 +143,9 @@ static __always_inline ssize_t read_backing(struct kiocb *iocb, struct iov_iter 
 		return ret ?: fuse_passthrough_read_iter(iocb, to);
 	}
 	call = backing_call(iocb, backing);
-	cred = override_creds(ff->cred);
+	cred = extfuse_use_cred(ff->cred);
 	ret = vfs_iocb_iter_read(backing, &call, to);
-	revert_creds(cred);
+	extfuse_use_cred(cred);
 	iocb->ki_pos = call.ki_pos;
 	fuse_invalidate_atime(file_inode(file));
 	return ret;
@@ -179,9 +179,9 @@ static __always_inline ssize_t write_backing(struct extfuse_conn *ext, struct ki
 	ret = remove_privs(ext, file);
 	if (!ret) {
 		call = backing_call(iocb, backing);
-		cred = override_creds(ff->cred);
+		cred = extfuse_use_cred(ff->cred);
 		ret = vfs_iocb_iter_write(backing, &call, from);
-		revert_creds(cred);
+		extfuse_use_cred(cred);
 		iocb->ki_pos = call.ki_pos;
 		fuse_write_update_attr(inode, call.ki_pos, ret);
 	}

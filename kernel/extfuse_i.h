@@ -7,6 +7,7 @@
 #ifndef EXTFUSE_I_H
 #define EXTFUSE_I_H
 
+#include <linux/cred.h>
 #include <linux/filelock.h>
 #include <linux/fs.h>
 #include <linux/jiffies.h>
@@ -272,6 +273,12 @@ static inline void extfuse_count(struct extfuse_conn *ext, u32 opcode, enum extf
 {
 	if (likely(opcode < EXTFUSE_OPCODES))
 		this_cpu_inc(ext->counts->count[opcode][what]);
+}
+
+/* As override_creds(), without a reference: the caller keeps what has @cred, until it has used the old ones again. */
+static inline const struct cred *extfuse_use_cred(const struct cred *cred)
+{
+	return rcu_replace_pointer(current->cred, cred, true);
 }
 
 /* stamps.c: a change in flight, from its begin to its end. */

@@ -406,7 +406,7 @@ static void map(struct fuse_args *args, u32 off, u32 len, struct bio_vec *bv, st
 /* Bytes that were read, fewer where the file ends; or an error. */
 static ssize_t read_backing(struct backing *b, struct fuse_args *args, loff_t pos, u32 count)
 {
-	const struct cred *cred = override_creds(b->cred);
+	const struct cred *cred = extfuse_use_cred(b->cred);
 	struct bio_vec bv[MAPPED];
 	struct iov_iter iter;
 	struct kvec vec;
@@ -420,7 +420,7 @@ static ssize_t read_backing(struct backing *b, struct fuse_args *args, loff_t po
 			break;
 		done += got;
 	}
-	revert_creds(cred);
+	extfuse_use_cred(cred);
 	return got < 0 ? got : done;
 }
 
