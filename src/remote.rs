@@ -3,6 +3,7 @@
 //! both of them ([`server`], [`client`]).
 
 pub mod address;
+mod bare;
 pub mod client;
 mod greeting;
 pub mod server;

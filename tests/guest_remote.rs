@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A directory that is served and mounted through the module.
 
+#[path = "guest_remote/bare.rs"]
+mod bare;
 #[path = "common/certificates.rs"]
 mod certificates;
 mod common;

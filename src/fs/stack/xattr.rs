@@ -20,8 +20,8 @@ use parking_lot::Mutex;
 use super::table::Node;
 use super::{Result, Stack};
 use crate::abi::{self, NodeId, XattrClass};
-use crate::ebpf::row::xattr_class;
-use crate::ebpf::{Absent, Cache, Snapshot, Validity};
+use crate::ebpf::row::{SELINUX, xattr_class};
+use crate::ebpf::{Absent, Bare, Cache, Snapshot, Validity};
 use crate::sys::creds::{Acting, Caller};
 use crate::sys::xattr;
 
@@ -85,7 +85,7 @@ fn publish_names(cache: &Cache, node: &Node, names: &[u8], absent: Absent, at: S
 
 /// Names whose meaning is the kernel's: a file system does not make up values for them.
 fn is_the_kernels(name: &[u8]) -> bool {
-    name == b"security.selinux"
+    name == SELINUX
         || matches!(
             xattr_class(name),
             Some(XattrClass::EXTFUSE_XATTR_CAPABILITY | XattrClass::EXTFUSE_XATTR_ACL)
@@ -117,8 +117,19 @@ pub(super) struct Absences {
 /// Device and type of file.
 type Place = ((u32, u32), FileType);
 
-/// By class: what was answered, and when.
-type Answers = [Option<(Errno, Instant)>; 4];
+/// By class: what was answered, and when; behind them, for [`SELINUX`].
+type Answers = [Option<(Errno, Instant)>; CLASSES + 1];
+
+const CLASSES: usize = XattrClass::EXTFUSE_XATTR_CLASSES.0 as usize;
+
+/// A name of each, in their order.
+const EXAMPLES: [&[u8]; CLASSES + 1] = [
+    b"user.extfuse",
+    b"trusted.extfuse",
+    b"security.capability",
+    b"system.posix_acl_access",
+    SELINUX,
+];
 
 impl Absences {
     /// Takes down an answer, and gives what is known with it. For no longer than `valid`: the file system
@@ -138,10 +149,31 @@ impl Absences {
             .get(&(node.dev(), node.kind))
             .map_or(Absent::UNKNOWN, |answers| absent(answers, valid))
     }
+
+    /// What is answered for a node that has no attributes: it is asked for what is not known.
+    fn bare(&self, node: &Node, valid: Validity) -> Bare {
+        let place = (node.dev(), node.kind);
+        let mut answers = self.known.lock().get(&place).copied().unwrap_or_default();
+        let old = |answer: &Option<(Errno, Instant)>| answer.is_none_or(|(_, at)| !valid.lasts(at.elapsed()));
+        if answers.iter().any(old) {
+            for (answer, name) in answers.iter_mut().zip(EXAMPLES) {
+                let at = Instant::now();
+                *answer = match xattr::get(node, OsStr::from_bytes(name), &mut []) {
+                    Err(errno @ (Errno::ENODATA | Errno::EOPNOTSUPP)) => Some((errno, at)),
+                    _ => None,
+                };
+            }
+            self.known.lock().insert(place, answers);
+        }
+        Bare {
+            absent: absent(&answers, valid),
+            selinux: answers[CLASSES].map(|(errno, _)| errno as i32),
+        }
+    }
 }
 
 fn absent(answers: &Answers, valid: Validity) -> Absent {
-    let answers = (0..).zip(answers);
+    let answers = (0..).zip(&answers[..CLASSES]);
     answers.fold(Absent::UNKNOWN, |absent, (class, answer)| match *answer {
         Some((errno, at)) if valid.lasts(at.elapsed()) => absent.with(XattrClass(class), errno as i32),
         _ => absent,
@@ -215,6 +247,19 @@ impl Stack {
             names = without_trusted(&names);
         }
         reply(names, room)
+    }
+
+    /// What GETXATTR answers of a node that has no extended attributes; nothing is known of one that has some, or whose
+    /// file system may have more than it lists.
+    ///
+    /// # Errors
+    /// `ESTALE` for a node that nobody knows.
+    pub fn bare(&self, id: NodeId) -> Result<Bare> {
+        let node = self.nodes.get(id)?;
+        match lists_all(&*node) && list(&node).is_ok_and(|names| names.is_empty()) {
+            true => Ok(self.absences.bare(&node, self.options.validity)),
+            false => Ok(Bare::default()),
+        }
     }
 
     /// Sets an attribute; `flags` are `XATTR_CREATE` and `XATTR_REPLACE`.

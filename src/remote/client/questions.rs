@@ -7,8 +7,9 @@ use tracing::warn;
 
 use super::{About, Answer, Connection};
 use crate::abi::NodeId;
-use crate::ebpf::row::xattr_class;
+use crate::ebpf::row::{SELINUX, xattr_class};
 use crate::ebpf::{NodeIo, Snapshot, Validity};
+use crate::remote::bare;
 use crate::remote::wire::message::{
     Attr, Create, Created, Data, Empty, Entry, Getxattr, Listing, Lock, LockRange, Opened, Readdir, Statfs,
 };
@@ -144,8 +145,13 @@ impl Connection {
             FileType::RegularFile if self.kept().spool.spool().is_some() => NodeIo::Passthrough,
             _ => NodeIo::Daemon,
         };
-        self.kept()
-            .publish(|cache| cache.publish_attr(NodeId(entry.node), &attr, io, at, valid));
+        self.kept().publish(|cache| {
+            let node = NodeId(entry.node);
+            cache.publish_attr(node, &attr, io, at, valid);
+            if let Some(bare) = bare::told(answer.header.offset) {
+                cache.publish_bare(node, bare, at, valid);
+            }
+        });
     }
 
     /// GETXATTR, for `room` bytes. The value, or that there is none, is published if it may be kept.
@@ -162,7 +168,7 @@ impl Connection {
             room,
         });
         let (answer, keep) = self.call_kept(&node(ino), &request);
-        let publishable = xattr_class(name.as_bytes()).is_some() || name.as_bytes() == b"security.selinux";
+        let publishable = xattr_class(name.as_bytes()).is_some() || name.as_bytes() == SELINUX;
         if let Some(at) = snapshot.filter(|_| keep && publishable) {
             let publish = |value: std::result::Result<&[u8], i32>| {
                 self.kept()

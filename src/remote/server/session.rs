@@ -20,7 +20,9 @@ use super::touches::{self, inodes, names, told};
 use super::version::version;
 use super::{Options, Shared};
 use crate::abi::NodeId;
+use crate::ebpf::Bare;
 use crate::remote::Stream;
+use crate::remote::bare;
 use crate::remote::wire::message::{Entry, Invalidate, Invalidation, Renewed};
 use crate::remote::wire::{Flags, FrameReader, FrameWriter, Header, Kind, Reply, Request, Side, WireError};
 
@@ -370,16 +372,20 @@ impl Session<'_> {
     }
 
     /// An entry is about to be told: its attributes once more, now that it is known whose they are. Whether they may
-    /// be kept.
-    fn entry(&self, entry: &mut Entry, change: Option<&Change<'_>>) -> Result<bool, Errno> {
+    /// be kept, and, if so, what is known of a node without extended attributes.
+    fn entry(&self, entry: &mut Entry, change: Option<&Change<'_>>) -> Result<(bool, Bare), Errno> {
         let Some(holder) = self.common.holder() else {
-            return Ok(false);
+            return Ok((false, Bare::default()));
         };
         let node = NodeId(entry.node);
         let thing = Thing::Of(self.common.stack.inode(node)?, leases::Part::Attributes);
         let keep = holder.note(entry.node, &thing, change.map_or(&[], |change| change.things()));
         entry.attr = (&self.common.stack.getattr(node)?).into();
-        Ok(keep)
+        let bare = match keep {
+            true => self.common.stack.bare(node)?,
+            false => Bare::default(),
+        };
+        Ok((keep, bare))
     }
 
     /// Whether the client may have one more of what the request would give it.
@@ -446,11 +452,14 @@ impl Session<'_> {
         }
         let now = SystemTime::now();
         let mut answered = answer(&self.common.stack, &self.common.locks, header, request);
-        if let Ok(Answer { reply, .. }) = &mut answered
+        if let Ok(Answer { reply, number }) = &mut answered
             && let Some(entry) = reply.entry_mut()
         {
             match self.entry(entry, change.as_ref()) {
-                Ok(both) => keep &= both,
+                Ok((both, bare)) => {
+                    keep &= both;
+                    *number = bare::number(bare);
+                }
                 Err(errno) => answered = Err(errno),
             }
         }
