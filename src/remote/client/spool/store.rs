@@ -346,13 +346,10 @@ impl Store {
             }
             (None, Some(dir)) => {
                 forget(&key.path(dir, "index"));
+                // A file of its own: whoever still fetches what was there before writes to the old one.
                 let path = key.path(dir, "data");
-                let file = private()
-                    .read(true)
-                    .write(true)
-                    .create(true)
-                    .truncate(true)
-                    .open(path)?;
+                forget(&path);
+                let file = private().read(true).write(true).create_new(true).open(path)?;
                 Content::empty(file, version, size)
             }
         };
@@ -493,4 +490,27 @@ fn found(dir: &Path) -> io::Result<Entries> {
         entries.resize(key, |_| bytes);
     }
     Ok(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn who_comes_late_with_another_version_writes_into_none_that_is_of_use() {
+        let dir = tempfile::tempdir().unwrap();
+        for place in [Place::Memory, Place::Directory(dir.path().join("spool"))] {
+            let store = Store::open(&place, 1 << 20).unwrap();
+            let (key, copy) = (Key::of("server", 7), Arc::default());
+            let late = store.take(key, &copy, 1, 3).unwrap();
+            let content = store.take(key, &copy, 2, 3).unwrap();
+            content.file.write_all_at(b"new", 0).unwrap();
+            late.file.write_all_at(b"old", 0).unwrap();
+            let mut bytes = [0; 3];
+            content.file.read_exact_at(&mut bytes, 0).unwrap();
+            assert_eq!(&bytes, b"new", "{place:?}");
+        }
+    }
 }
