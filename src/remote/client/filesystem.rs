@@ -19,6 +19,7 @@
 
 mod fuse;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -150,16 +151,29 @@ impl Remote {
         writeback.map_or(Ok(()), |writeback| writeback.finish(ino.0, fh.0))
     }
 
-    /// An entry as it is when what was written to its node is on the server.
-    fn settled(&self, entry: Entry) -> Result<Entry> {
+    /// Nodes to which something was written that may not be on the server.
+    fn late(&self) -> HashSet<u64> {
         let writeback = self.writeback.as_ref();
-        if !writeback.is_some_and(|writeback| writeback.settle(entry.node)) {
+        writeback.map_or_else(HashSet::new, WriteBack::late)
+    }
+
+    /// An entry of which the server may have told what was before something was written, as it is after that.
+    fn settled(&self, entry: Entry, is_late: bool) -> Result<Entry> {
+        if !is_late {
             return Ok(entry);
         }
-        let attr = self
-            .connection
-            .ask_attr(INodeNo(entry.node), &Request::Getattr(Empty))?;
+        let ino = INodeNo(entry.node);
+        self.settle(ino);
+        let attr = self.connection.ask_attr(ino, &Request::Getattr(Empty))?;
         Ok(Entry { attr, ..entry })
+    }
+
+    /// An entry of a directory, as it is now.
+    fn entry(&self, parent: INodeNo, request: &Request<'_>) -> Result<Entry> {
+        let asked = self
+            .connection
+            .ask_entry(parent, request, self.valid, || self.late());
+        asked.and_then(|(entry, is_late)| self.settled(entry, is_late))
     }
 
     /// The same; locks of `flock` and `fcntl` are the server's, so that they exclude all who use it. Without, they are

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What is asked of the server, and what its answers mean. Whatever it answers, the worst that comes of it is `EIO`.
 
+use std::collections::HashSet;
+
 use fuser::{FileAttr, FileHandle, FileType, INodeNo};
 use nix::errno::Errno;
 use tracing::warn;
@@ -99,16 +101,25 @@ impl Connection {
         self.call(about, request).map_err(ask_again)
     }
 
-    /// An entry; what it says of its node is published if it may be kept.
-    pub(super) fn ask_entry(&self, parent: INodeNo, request: &Request<'_>, valid: Validity) -> Result<Entry> {
-        let snapshot = self.kept().snapshot();
+    /// An entry; what it says of its node is published if it may be kept. `late`, asked when the clock was read, has
+    /// the nodes of which the server may say what is old: whether this is one of them, and nothing of it published.
+    pub(super) fn ask_entry(
+        &self,
+        parent: INodeNo,
+        request: &Request<'_>,
+        valid: Validity,
+        late: impl FnOnce() -> HashSet<u64>,
+    ) -> Result<(Entry, bool)> {
+        let (snapshot, late) = (self.kept().snapshot(), late());
         let answer = self.ask(&node(parent), request)?;
         let entry = meaning(&answer, |reply| match reply {
             Reply::Lookup(entry) | Reply::Mknod(entry) | Reply::Mkdir(entry) => Some(entry),
             Reply::Symlink(entry) | Reply::Link(entry) => Some(entry),
             _ => None,
         })?;
-        self.take_entry(&answer, entry, snapshot, valid)
+        let is_late = late.contains(&entry.node);
+        let entry = self.take_entry(&answer, entry, snapshot.filter(|_| !is_late), valid)?;
+        Ok((entry, is_late))
     }
 
     /// An entry for the kernel.
@@ -201,17 +212,24 @@ impl Connection {
         })
     }
 
-    pub(super) fn ask_create(&self, parent: INodeNo, create: Create, valid: Validity) -> Result<Created> {
-        let snapshot = self.kept().snapshot();
+    /// The same of a file that is made, or was there.
+    pub(super) fn ask_create(
+        &self,
+        parent: INodeNo,
+        create: Create,
+        valid: Validity,
+        late: impl FnOnce() -> HashSet<u64>,
+    ) -> Result<(Created, bool)> {
+        let (snapshot, late) = (self.kept().snapshot(), late());
         let answer = self.ask(&node(parent), &Request::Create(create))?;
         let created = meaning(&answer, |reply| match reply {
             Reply::Create(created) => Some(created),
             _ => None,
         })?;
-        Ok(Created {
-            handle: created.handle,
-            entry: self.take_entry(&answer, created.entry, snapshot, valid)?,
-        })
+        let is_late = late.contains(&created.entry.node);
+        let snapshot = snapshot.filter(|_| !is_late);
+        let entry = self.take_entry(&answer, created.entry, snapshot, valid)?;
+        Ok((Created { entry, ..created }, is_late))
     }
 
     pub(super) fn ask_listing(&self, about: &About) -> Result<Listing> {

@@ -6,7 +6,7 @@
 //! asked about a file waits until they are done, so on this mount nothing shows but the time. Errors belong to the
 //! file: each open one is told once, by fsync(2) or close(2), as with a disk.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -188,6 +188,13 @@ impl WriteBack {
         }
         queue.ready.push_back(about.node);
         shared.some.notify_one();
+    }
+
+    /// The nodes that have something to wait for.
+    pub fn late(&self) -> HashSet<u64> {
+        let queue = self.shared.queue.lock();
+        let late = queue.nodes.iter().filter(|(_, node)| !node.writes.is_empty());
+        late.map(|(number, _)| *number).collect()
     }
 
     /// Waits until all that was written to a node before is done. Whether there was anything.

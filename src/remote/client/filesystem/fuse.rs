@@ -118,11 +118,7 @@ impl Filesystem for Remote {
 
     fn lookup(&self, _req: &FuseRequest, parent: INodeNo, leaf: &OsStr, reply: ReplyEntry) {
         self.count(Opcode::Lookup);
-        let result = name(leaf).and_then(|name| {
-            self.connection
-                .ask_entry(parent, &Request::Lookup(Lookup { name }), self.valid)
-        });
-        let result = result.and_then(|entry| self.settled(entry));
+        let result = name(leaf).and_then(|name| self.entry(parent, &Request::Lookup(Lookup { name })));
         self.reply_entry(Opcode::Lookup, reply, result);
     }
 
@@ -214,8 +210,7 @@ impl Filesystem for Remote {
                 rdev,
                 caller: caller(req),
             };
-            self.connection
-                .ask_entry(parent, &Request::Mknod(mknod), self.valid)
+            self.entry(parent, &Request::Mknod(mknod))
         });
         self.reply_entry(Opcode::Mknod, reply, result);
     }
@@ -237,8 +232,7 @@ impl Filesystem for Remote {
                 umask,
                 caller: caller(req),
             };
-            self.connection
-                .ask_entry(parent, &Request::Mkdir(mkdir), self.valid)
+            self.entry(parent, &Request::Mkdir(mkdir))
         });
         self.reply_entry(Opcode::Mkdir, reply, result);
     }
@@ -269,8 +263,7 @@ impl Filesystem for Remote {
                 target: ruled(Target::new(target.as_os_str().as_bytes()))?,
                 caller: caller(req),
             };
-            self.connection
-                .ask_entry(parent, &Request::Symlink(symlink), self.valid)
+            self.entry(parent, &Request::Symlink(symlink))
         });
         self.reply_entry(Opcode::Symlink, reply, result);
     }
@@ -315,7 +308,7 @@ impl Filesystem for Remote {
                 parent: newparent.0,
                 name,
             };
-            self.connection.ask_entry(ino, &Request::Link(link), self.valid)
+            self.entry(ino, &Request::Link(link))
         });
         self.reply_entry(Opcode::Link, reply, result);
     }
@@ -355,16 +348,19 @@ impl Filesystem for Remote {
                 flags,
                 caller: caller(req),
             };
-            self.connection.ask_create(parent, create, self.valid)
+            self.connection
+                .ask_create(parent, create, self.valid, || self.late())
         });
         match result {
-            Ok(created) => {
+            Ok((created, is_late)) => {
                 // It may have been there, and be empty now.
                 drop(self.changing(INodeNo(created.entry.node)));
-                let how = self.opened(created.entry.node, created.handle, flags);
+                // If it cannot be asked, the file is open all the same.
+                let entry = self.settled(created.entry, is_late).unwrap_or(created.entry);
+                let how = self.opened(entry.node, created.handle, flags);
                 reply.created(
                     &Duration::ZERO,
-                    &entry_attr(&created.entry),
+                    &entry_attr(&entry),
                     GENERATION,
                     FileHandle(created.handle),
                     how,
