@@ -35,7 +35,7 @@ mod table;
 mod xattr;
 
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ use fuser::{FileAttr, FileHandle};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, SFlag};
 
 use self::data::OpenFile;
 use self::directory::OpenDir;
@@ -171,13 +171,35 @@ impl Stack {
     /// # Errors
     /// If it cannot be opened as a directory, or if /proc is not there.
     pub fn new(source: &Path, options: StackOptions) -> std::result::Result<Self, StackError> {
+        Self::below(source, Path::new(""), options)
+    }
+
+    /// Serves what `source` has at the relative path `below`: neither a symbolic link nor `..` leads to it.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn below(
+        source: &Path,
+        below: &Path,
+        options: StackOptions,
+    ) -> std::result::Result<Self, StackError> {
         let source_error = |errno| StackError::Source {
-            path: source.to_owned(),
+            path: source.join(below),
             errno,
         };
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let root = nix::fcntl::open(source, flags, Mode::empty()).map_err(source_error)?;
+        let mut root = nix::fcntl::open(source, flags, Mode::empty()).map_err(source_error)?;
+        for component in below.components() {
+            root = match component {
+                Component::CurDir => continue,
+                Component::Normal(name) => at::open_node(&root, name).map_err(source_error)?,
+                _ => return Err(source_error(Errno::ENOENT)),
+            };
+        }
         let stat = at::stat(&root).map_err(source_error)?;
+        if SFlag::from_bits_truncate(stat.mode) & SFlag::S_IFMT != SFlag::S_IFDIR {
+            return Err(source_error(Errno::ENOTDIR));
+        }
         at::reopen_node(&root).map_err(|errno| StackError::Proc { errno })?;
         let depth = stack_depth(&root).map_err(source_error)?;
         let hold = options.hold.clone().zip(options.cache.as_ref());

@@ -25,10 +25,12 @@ mod touches;
 mod version;
 
 use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -69,13 +71,14 @@ pub struct Export {
 }
 
 impl Export {
-    fn stack(&self) -> Result<Stack, StackError> {
+    /// What there is at a relative path.
+    fn stack(&self, below: &Path) -> Result<Stack, StackError> {
         let options = StackOptions {
             passthrough: false,
             read_only: self.read_only,
             ..StackOptions::default()
         };
-        Stack::new(&self.directory, options)
+        Stack::below(&self.directory, below, options)
     }
 }
 
@@ -327,7 +330,7 @@ impl Server {
                 return Err(ServerError::Twice(export.name.clone()));
             }
             // To be told now, not to the first client.
-            export.stack()?;
+            export.stack(Path::new(""))?;
         }
         let (stop, stopper) = UnixStream::pair()?;
         let (grace, not_before) = match &options.leases {
@@ -509,7 +512,15 @@ fn talk(
     left
 }
 
-/// Which export that is.
-fn find<'e>(exports: &'e [Export], name: &ExportName) -> Option<&'e Export> {
-    exports.iter().find(|export| export.name == *name)
+/// Which export that is, and which directory of it: behind its name a path may follow. Without a name that there
+/// is, it is a path in the one without a name.
+fn find<'e>(exports: &'e [Export], name: &ExportName) -> Option<(&'e Export, PathBuf)> {
+    let below = |export: &'e Export| {
+        let rest = name.as_bytes().strip_prefix(export.name.as_bytes())?;
+        let begins = rest.is_empty() || rest.starts_with(b"/") || export.name.as_bytes().is_empty();
+        let slashes = rest.iter().take_while(|byte| **byte == b'/').count();
+        begins.then(|| (export, OsStr::from_bytes(&rest[slashes..]).into()))
+    };
+    let found = exports.iter().filter_map(below);
+    found.max_by_key(|(export, _)| export.name.as_bytes().len())
 }

@@ -3,14 +3,15 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink};
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
 use crate::certificates::Authority;
-use crate::common::{Scratch, eventually, extfuse, one_line, refusal};
+use crate::common::{Mounted, Scratch, eventually, extfuse, one_line, refusal};
 use crate::{Served, mount, text};
 
 fn errno<T>(result: io::Result<T>) -> Option<i32> {
@@ -215,7 +216,7 @@ fn credentials_are_read_anew_and_nobody_who_is_served_notices() {
     };
     let old = copy_of("old", "the first token, long enough");
     let new = copy_of("new", "the second token, long enough");
-    let says = |authority: &Authority, token: &std::path::Path| {
+    let says = |authority: &Authority, token: &Path| {
         let ca = text(&authority.own.certificate).to_owned();
         ["--tls", "--tls-ca", &ca, "--token-file", text(token)].map(str::to_owned)
     };
@@ -250,4 +251,87 @@ fn credentials_are_read_anew_and_nobody_who_is_served_notices() {
     assert_eq!(fs::read(mounted.join("file")).unwrap(), b"content");
     fs::write(mounted.join("file"), "other").unwrap();
     assert_eq!(mounted.report().remote.unwrap().connections, 1);
+}
+
+#[test]
+fn a_directory_of_an_export_is_mounted_by_its_path() {
+    let scratch = Scratch::new();
+    let source = scratch.source();
+    fs::create_dir_all(source.join("a/b c")).unwrap();
+    fs::write(source.join("a/b c/file"), "content").unwrap();
+    fs::write(source.join("outside"), "").unwrap();
+    symlink("b c", source.join("a/link")).unwrap();
+    symlink("../outside", source.join("a/b c/up")).unwrap();
+    let token = scratch.path().join("token");
+    fs::write(&token, "sixteen bytes or more").unwrap();
+    let other = scratch.path().join("other");
+    fs::create_dir_all(other.join("b c")).unwrap();
+    let named = format!("a={}", other.display());
+    let listen = [
+        "--listen",
+        "127.0.0.1:0",
+        "--exclusive",
+        "--token-file",
+        text(&token),
+    ];
+    let served = Served::start(&[&listen[..], &[text(&source), &named]].concat());
+    let with_token = ["--token-file", text(&token), "--spool", "memory"];
+    let at = |path: &str| format!("{}/{path}", served.url());
+
+    // Whoever looks at the same file by another way sees what changes.
+    let whole = scratch.path().join("whole");
+    fs::create_dir(&whole).unwrap();
+    let whole = Mounted::start(
+        Path::new(&at("")),
+        &whole,
+        &[&["--stock"], &with_token[..]].concat(),
+    );
+    for path in ["/a/b c", "//a//./b c/"] {
+        let below = mount(&at(path), &scratch, &with_token);
+        for text in ["one", "another"] {
+            fs::write(whole.join("a/b c/file"), text).unwrap();
+            assert_eq!(fs::read_to_string(below.join("file")).unwrap(), text);
+            fs::write(below.join("file"), text.repeat(2)).unwrap();
+            assert_eq!(
+                fs::read_to_string(whole.join("a/b c/file")).unwrap(),
+                text.repeat(2)
+            );
+        }
+        // What leads out of it leads out of the mount, on this machine.
+        assert_eq!(errno(fs::read(below.join("up"))), Some(libc::ENOENT));
+        assert_eq!(fs::metadata(below.path()).unwrap().nlink(), 2);
+    }
+    // A name goes before a path.
+    let below = mount(&at("a/b c"), &scratch, &with_token);
+    assert!(!below.join("file").exists());
+    drop(below);
+
+    let mountpoint = scratch.mountpoint();
+    let refused = |path: &str, more: &[&str]| {
+        let url = at(path);
+        let arguments = [&["mount", "--stock"], more, &[&url, text(&mountpoint)]].concat();
+        one_line(1, &extfuse(&arguments))
+    };
+    for path in ["none", "/a/none", "/a/../a", "..", "/a/b c/../.."] {
+        let why = refused(path, &with_token);
+        assert!(why.contains("no directory"), "{path}: {why}");
+    }
+    for path in ["/a/link", "outside", "/a/b c/file", "outside/"] {
+        let why = refused(path, &with_token);
+        assert!(
+            why.contains("directory") || why.contains("ENOTDIR"),
+            "{path}: {why}"
+        );
+    }
+    // Who has no token does not hear what there is.
+    let wrong = scratch.path().join("wrong");
+    fs::write(&wrong, "sixteen bytes, but wrong").unwrap();
+    let answers: Vec<_> = ["a/b c", "/a/b c", "/a/none"]
+        .iter()
+        .map(|path| refused(path, &["--token-file", text(&wrong)]))
+        .collect();
+    assert!(
+        answers.iter().all(|answer| answer.contains("refuses the token")),
+        "{answers:?}"
+    );
 }

@@ -94,7 +94,7 @@ pub enum ConnectError {
     },
     /// There is no such directory.
     #[error(
-        "the server has no export {0:?}: leave the name out if it has one only, or look at how it was started"
+        "the server has no directory {0:?}: the name is that of an export, if it has several, and a path in it may follow"
     )]
     Export(Export),
     /// No version in common, or one that was not offered.
@@ -294,7 +294,7 @@ fn greet_in_frames(
         (Some(token), true) => token,
     };
     let greeting = Greeting::new(nonce, reply.nonce, &said, frame.payload, tls);
-    let key = authenticate(&mut talk, token, &greeting, reply.sizes)?;
+    let key = authenticate(&mut talk, token, &greeting, reply.sizes, &target.export)?;
     Ok(Greeted {
         hello: reply,
         key: Some(key),
@@ -306,6 +306,7 @@ fn authenticate(
     token: &Token,
     greeting: &Greeting,
     sizes: Sizes,
+    export: &Export,
 ) -> Result<SessionKey, ConnectError> {
     talk.reader.set_sizes(sizes);
     talk.writer.set_sizes(sizes);
@@ -318,6 +319,7 @@ fn authenticate(
         status => {
             return Err(match Errno::from_raw(status as i32) {
                 Errno::EACCES => ConnectError::TokenRefused,
+                Errno::ENOENT => ConnectError::Export(export.clone()),
                 errno => ConnectError::Refused(errno),
             });
         }

@@ -2,6 +2,7 @@
 //! HELLO and AUTHENTICATE: what is said before anything is served.
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -31,6 +32,7 @@ pub enum Unwelcome {
     Version,
     #[error("there is no export of that name")]
     Export,
+    /// Not to be told to who has shown no token.
     #[error(transparent)]
     Directory(#[from] StackError),
     #[error("the session cannot be joined: {0}")]
@@ -120,15 +122,16 @@ pub fn greet<'s>(
     else {
         return Ok(None);
     };
-    let export = match check(&shared.exports, &hello) {
-        Ok(export) => export,
+    let (export, below) = match check(&shared.exports, &hello) {
+        Ok(found) => found,
         Err((errno, unwelcome)) => {
             refuse(&mut writer, &header, errno)?;
             return Err(unwelcome);
         }
     };
-    let (session, part) = match part(shared, export, &hello, stream)? {
-        Ok(part) => part,
+    let (session, part) = match part(shared, (export, &below), &hello, stream)? {
+        Ok((session, part)) => (session, Ok(part)),
+        Err(refusal @ (_, Unwelcome::Directory(_))) if token.is_some() => (new_session()?, Err(refusal)),
         Err((errno, unwelcome)) => {
             refuse(&mut writer, &header, errno)?;
             return Err(unwelcome);
@@ -150,17 +153,18 @@ pub fn greet<'s>(
     });
     let reply_payload = reply.payload()?;
     let said = Greeting::new(hello.nonce, nonce, hello_payload, &reply_payload, tls);
-    if token.is_none() {
+    if let (None, Ok(part)) = (&token, &part) {
         part.is_believed(shared);
     }
     writer.write_frame(&header.reply(), 0, &[&reply_payload])?;
     reader.set_sizes(sizes);
     writer.set_sizes(sizes);
     let Some(token) = &token else {
+        let (part, key) = (part.map_err(|(_, unwelcome)| unwelcome)?, None);
         return Ok(Some(Greeted {
             part,
             sizes,
-            key: None,
+            key,
             keeps,
         }));
     };
@@ -169,12 +173,16 @@ pub fn greet<'s>(
     else {
         return Ok(None);
     };
-    let key = authenticate(token, &said, theirs);
-    match &key {
-        Some(_) => {
+    let believed = match authenticate(token, &said, theirs) {
+        Some(key) => part.map(|part| (part, key)),
+        None => Err((Errno::EACCES, Unwelcome::Token)),
+    };
+    match believed {
+        Ok((part, key)) => {
             part.is_believed(shared);
             let ours = Reply::Authenticate(Proof(proof(token, Side::Server, &said).into()));
             writer.write_frame(&header.reply(), 0, &[&ours.payload()?])?;
+            let key = Some(key);
             Ok(Some(Greeted {
                 part,
                 sizes,
@@ -182,9 +190,9 @@ pub fn greet<'s>(
                 keeps,
             }))
         }
-        None => {
-            refuse(&mut writer, &header, Errno::EACCES)?;
-            Err(Unwelcome::Token)
+        Err((errno, unwelcome)) => {
+            refuse(&mut writer, &header, errno)?;
+            Err(unwelcome)
         }
     }
 }
@@ -199,7 +207,7 @@ type Refusal = (Errno, Unwelcome);
 /// What the connection will be, if it is served. Its session has a number already.
 fn part<'s>(
     shared: &'s Shared,
-    export: &Export,
+    (export, below): (&Export, &Path),
     hello: &Hello,
     stream: &Arc<Stream>,
 ) -> io::Result<Result<(SessionId, Part<'s>), Refusal>> {
@@ -213,23 +221,30 @@ fn part<'s>(
         }
         Wanted::Resumed(before) => {
             let still = shared.sessions.find(before);
-            if let Some(common) = still.filter(|common| common.export == export.name) {
+            if let Some(common) = still.filter(|common| common.export == hello.export) {
                 return Ok(Ok((before, Part::Resumed(common))));
             }
             Some(before)
         }
         Wanted::New => None,
     };
-    let stack = match export.stack() {
+    let stack = match export.stack(below) {
         Ok(stack) => stack,
-        Err(error) => return Ok(Err((error.errno(), error.into()))),
+        // EACCES would mean the token.
+        Err(error) => {
+            let errno = error.errno();
+            let errno = if errno == Errno::EACCES {
+                Errno::EPERM
+            } else {
+                errno
+            };
+            return Ok(Err((errno, error.into())));
+        }
     };
-    let id: [u8; 32] = random()?;
-    let mut session = SessionId([0; 16]);
-    session.0.copy_from_slice(&id[..16]);
+    let session = new_session()?;
     let begun = shared.sessions.begin(
         session,
-        export.name.clone(),
+        hello.export.clone(),
         stack,
         shared.locks(),
         requests(&shared.options),
@@ -237,7 +252,15 @@ fn part<'s>(
     Ok(Ok((session, Part::Own { begun, before })))
 }
 
-fn check<'e>(exports: &'e [Export], hello: &Hello) -> Result<&'e Export, Refusal> {
+/// A number that no session has.
+fn new_session() -> io::Result<SessionId> {
+    let id: [u8; 32] = random()?;
+    let mut session = SessionId([0; 16]);
+    session.0.copy_from_slice(&id[..16]);
+    Ok(session)
+}
+
+fn check<'e>(exports: &'e [Export], hello: &Hello) -> Result<(&'e Export, PathBuf), Refusal> {
     if hello.versions.agree(VERSIONS).is_none() {
         return Err((Errno::EPROTONOSUPPORT, Unwelcome::Version));
     }
