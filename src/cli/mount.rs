@@ -21,9 +21,9 @@ use super::{Failure, complain, merge, notify, say};
 
 /// Mount a directory somewhere else, what a server has, or files merged of others, through extfuse.
 ///
-/// Prints one line when it is mounted. A server's directory is extfuse://HOST:PORT/NAME, without NAME the one that it serves without a name, or
-/// extfuse+unix:SOCKET. With the module its answers are kept until the server takes them back; without it, or with
-/// --consistency strict, everything is asked of the server.
+/// Prints one line when it is mounted. A server's directory is extfuse://HOST:PORT/NAME/PATH, without NAME the one that
+/// it serves without a name, without PATH all of it; or extfuse+unix:SOCKET. With the module its answers are kept until the
+/// server takes them back; without it, or with --consistency strict, everything is asked of the server.
 ///
 /// merge:SPEC.toml is a read-only file system of files that are put together from ranges of others, of this machine and of
 /// servers, one behind the other or in turn; see below.
@@ -35,7 +35,7 @@ use super::{Failure, complain, merge, notify, say};
 #[derive(Debug, Args)]
 #[command(after_help = OPTIONS)]
 pub struct Mount {
-    /// What to serve: a directory's path, extfuse://HOST:PORT/NAME, or merge:SPEC.toml
+    /// What to serve: a directory's path, extfuse://HOST:PORT/NAME/PATH, or merge:SPEC.toml
     source: PathBuf,
     /// Where to mount it
     mountpoint: PathBuf,

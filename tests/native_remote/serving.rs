@@ -260,6 +260,7 @@ fn a_directory_of_an_export_is_mounted_by_its_path() {
     fs::create_dir_all(source.join("a/b c")).unwrap();
     fs::write(source.join("a/b c/file"), "content").unwrap();
     fs::write(source.join("outside"), "").unwrap();
+    fs::create_dir_all(source.join("ab/here")).unwrap();
     symlink("b c", source.join("a/link")).unwrap();
     symlink("../outside", source.join("a/b c/up")).unwrap();
     let token = scratch.path().join("token");
@@ -305,6 +306,8 @@ fn a_directory_of_an_export_is_mounted_by_its_path() {
     let below = mount(&at("a/b c"), &scratch, &with_token);
     assert!(!below.join("file").exists());
     drop(below);
+    // But not before what only begins like it.
+    assert!(mount(&at("ab"), &scratch, &with_token).join("here").exists());
 
     let mountpoint = scratch.mountpoint();
     let refused = |path: &str, more: &[&str]| {
