@@ -253,20 +253,23 @@ struct extfuse_attr_row {
 /*
  * What tells of names that a node has no extended attribute of, in byte `class`
  * of `says`: the errno that GETXATTR gives for it, 0 if that is not known.
- * Classes are of names that a file system cannot have without listing them.
+ * Classes are of names that a file system cannot have without listing them; the
+ * last one is of a name for which a security module may answer instead, but then
+ * it does for every node.
  */
 enum extfuse_xattr_class {
 	EXTFUSE_XATTR_USER = 0, /* user.* */
 	EXTFUSE_XATTR_TRUSTED = 1, /* trusted.* */
 	EXTFUSE_XATTR_CAPABILITY = 2, /* security.capability */
 	EXTFUSE_XATTR_ACL = 3, /* system.posix_acl_access, system.posix_acl_default */
-	EXTFUSE_XATTR_CLASSES = 4,
+	EXTFUSE_XATTR_SELINUX = 4, /* security.selinux, which `ls -l` asks for */
+	EXTFUSE_XATTR_CLASSES = 5,
 };
 
 /* Other bits of extfuse_xattr.says */
 #define EXTFUSE_XATTR_ERRNO_MASK 0xffULL /* a row of a value: the errno instead of it, 0 if there is one */
-#define EXTFUSE_XATTR_LISTED (1ULL << 32) /* the names are what LISTXATTR answers, whoever asks */
-#define EXTFUSE_XATTR_DATA (1ULL << 33) /* a change of the node's data may change it */
+#define EXTFUSE_XATTR_LISTED (1ULL << 62) /* the names are what LISTXATTR answers, whoever asks */
+#define EXTFUSE_XATTR_DATA (1ULL << 63) /* a change of the node's data may change it */
 
 #define EXTFUSE_XATTR_VALUE_MAX 128 /* bytes of a value that a row can hold */
 #define EXTFUSE_XATTR_NAME_MAX 72 /* ... of the name of a value */

@@ -28,6 +28,8 @@ int extfuse_xattr_class(const char *name)
 		return EXTFUSE_XATTR_CAPABILITY;
 	if (!strcmp(name, XATTR_NAME_POSIX_ACL_ACCESS) || !strcmp(name, XATTR_NAME_POSIX_ACL_DEFAULT))
 		return EXTFUSE_XATTR_ACL;
+	if (!strcmp(name, XATTR_NAME_SELINUX))
+		return EXTFUSE_XATTR_SELINUX;
 	return -1;
 }
 

@@ -98,9 +98,9 @@ mirror! {
     /// [`XattrRow::says`] of a value: the errno instead of it.
     XATTR_ERRNO_MASK: u64 = 0xff, "EXTFUSE_XATTR_ERRNO_MASK";
     /// [`XattrRow::says`]: the names are what LISTXATTR answers, whoever asks.
-    XATTR_LISTED: u64 = 1 << 32, "EXTFUSE_XATTR_LISTED";
+    XATTR_LISTED: u64 = 1 << 62, "EXTFUSE_XATTR_LISTED";
     /// [`XattrRow::says`]: a change of the node's data may change it.
-    XATTR_DATA: u64 = 1 << 33, "EXTFUSE_XATTR_DATA";
+    XATTR_DATA: u64 = 1 << 63, "EXTFUSE_XATTR_DATA";
     /// Longest value that a row can hold, in bytes.
     XATTR_VALUE_MAX: usize = 128, "EXTFUSE_XATTR_VALUE_MAX";
     /// Longest name of a value in a row, in bytes.

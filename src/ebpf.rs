@@ -17,5 +17,5 @@ pub use context::{Capacity, Context, Learning};
 pub use group::Group;
 pub use maps::Maps;
 pub use object::{OBJECT_MAX, Object, ObjectError};
-pub use row::{Absent, Bare, boot_time};
+pub use row::{Absent, boot_time};
 pub use stamps::Stamps;

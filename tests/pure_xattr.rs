@@ -27,12 +27,13 @@ fn publish(cache: &Cache, name: &[u8], value: Result<&[u8], i32>) {
 
 #[test]
 fn classes_are_of_names_that_have_to_be_listed() {
-    let cases: [(&[u8], Option<XattrClass>); 9] = [
+    let cases: [(&[u8], Option<XattrClass>); 10] = [
         (b"user.a", Some(XattrClass::EXTFUSE_XATTR_USER)),
         (b"trusted.a", Some(XattrClass::EXTFUSE_XATTR_TRUSTED)),
         (b"security.capability", Some(XattrClass::EXTFUSE_XATTR_CAPABILITY)),
         (b"security.capability2", None),
-        (b"security.selinux", None),
+        (b"security.selinux", Some(XattrClass::EXTFUSE_XATTR_SELINUX)),
+        (b"security.selinux2", None),
         (b"system.posix_acl_access", Some(XattrClass::EXTFUSE_XATTR_ACL)),
         (b"system.posix_acl_default", Some(XattrClass::EXTFUSE_XATTR_ACL)),
         (b"system.other", None),
@@ -51,7 +52,8 @@ fn the_names_of_a_node_tell_what_it_lacks() {
     assert_eq!(cache.xattr(NODE, b"user.a"), NODATA);
     assert_eq!(cache.xattr(NODE, b"system.posix_acl_access"), NODATA);
     assert_eq!(cache.xattr(NODE, b"user.b"), None);
-    assert_eq!(cache.xattr(NODE, b"security.selinux"), None);
+    assert_eq!(cache.xattr(NODE, b"security.selinux"), NODATA);
+    assert_eq!(cache.xattr(NODE, b"security.ima"), None);
     assert_eq!(cache.xattr(OTHER, b"user.a"), None);
     assert_eq!(cache.xattr_list(NODE).as_deref(), Some(&b"user.b\0"[..]));
     publish(&cache, b"user.b", Ok(b"value"));
@@ -111,9 +113,9 @@ fn each_invalidation_takes_what_it_names() {
     for (key, taken) in cases {
         publish_names(&cache, Some(NODE), b"user.b\0", true);
         publish(&cache, b"user.b", Ok(b"value"));
-        publish(&cache, b"security.selinux", Err(libc::ENODATA));
+        publish(&cache, b"security.ima", Err(libc::ENODATA));
         cache.invalidate(&[key]);
-        for name in [&b"user.a"[..], b"user.b", b"security.selinux"] {
+        for name in [&b"user.a"[..], b"user.b", b"security.ima"] {
             assert_eq!(cache.xattr(NODE, name).is_none(), taken, "{name:?} after {key:?}");
         }
         assert_eq!(cache.xattr_list(NODE).is_none(), taken, "{key:?}");

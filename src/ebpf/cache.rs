@@ -8,7 +8,7 @@ use std::time::Duration;
 use fuser::FileAttr;
 
 use super::group::Group;
-use super::row::{self, Absent, Bare, boot_time, boot_time_after};
+use super::row::{self, Absent, boot_time, boot_time_after};
 use super::stamps::{Slot, Stamps};
 use super::tables::{InMemory, Tables};
 use crate::abi::{self, AttrRow, EntryKey, EntryRow, NodeId, SlotKind, XattrKey, XattrRow};
@@ -190,14 +190,6 @@ impl Cache {
         self.publish_xattr_row(&key, at, valid, |stamp, expires| {
             row::value_row(&key, name, value, stamp, expires)
         });
-    }
-
-    /// A node has no extended attributes, whoever asks.
-    pub fn publish_bare(&self, nodeid: NodeId, bare: Bare, at: Snapshot, valid: Validity) {
-        self.publish_xattr_names(Some(nodeid), b"", bare.absent, true, at, valid);
-        if let Some(errno) = bare.selinux {
-            self.publish_xattr(nodeid, row::SELINUX, Err(errno), at, valid);
-        }
     }
 
     /// A name changed behind the kernel's back.

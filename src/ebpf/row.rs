@@ -153,16 +153,14 @@ pub fn attr_row(nodeid: NodeId, attr: &FileAttr, io: NodeIo, stamp: u64, expires
 /// The name of a file's capabilities: a change of its data takes them away.
 const CAPABILITY: &[u8] = b"security.capability";
 
-/// The name that `ls -l` asks for: a security module answers for it where there is one.
-pub const SELINUX: &[u8] = b"security.selinux";
-
 /// The class of a name (`extfuse_xattr_class`): that of names which a file system has to list. None for
-/// others: a security module answers for `security.*`, and some file systems for names of their own.
+/// others: security modules answer for `security.*`, and some file systems for names of their own.
 #[must_use]
 pub fn xattr_class(name: &[u8]) -> Option<XattrClass> {
     match name {
         CAPABILITY => Some(XattrClass::EXTFUSE_XATTR_CAPABILITY),
         b"system.posix_acl_access" | b"system.posix_acl_default" => Some(XattrClass::EXTFUSE_XATTR_ACL),
+        b"security.selinux" => Some(XattrClass::EXTFUSE_XATTR_SELINUX),
         name if name.starts_with(b"user.") => Some(XattrClass::EXTFUSE_XATTR_USER),
         name if name.starts_with(b"trusted.") => Some(XattrClass::EXTFUSE_XATTR_TRUSTED),
         _ => None,
@@ -199,15 +197,6 @@ impl Absent {
         let errno = self.0 >> (8 * class.0) & 0xff;
         (errno != 0).then_some(errno as i32)
     }
-}
-
-/// What GETXATTR answers of a node that has no extended attribute at all, as far as it is known.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Bare {
-    /// For names of which class.
-    pub absent: Absent,
-    /// For `security.selinux`, which is of none: an errno.
-    pub selinux: Option<i32>,
 }
 
 /// What a row of names says of those that are not among them.

@@ -2,41 +2,32 @@
 //! Nodes without extended attributes, as the reply that tells of such a node says it: in the number of its header.
 //!
 //! `ls -l` asks for two attributes of each file, and hardly a file has one. So it is said with the entry what GETXATTR
-//! would answer: an errno a byte, of which 0 is not known; of the classes of names that a file system lists
-//! (`enum extfuse_xattr_class`), and behind them of `security.selinux`.
+//! would answer: an errno a byte, in the order of `enum extfuse_xattr_class`; 0 where it is not known.
 
 use nix::errno::Errno;
 
 use crate::abi::XattrClass;
-use crate::ebpf::{Absent, Bare};
+use crate::ebpf::Absent;
 
-/// The byte of `security.selinux`.
-const SELINUX: u32 = 4;
+const CLASSES: u32 = XattrClass::EXTFUSE_XATTR_CLASSES.0;
 
 /// The number in a reply's header.
-pub(super) fn number(bare: Bare) -> u64 {
-    let classes = (0..SELINUX).map(|class| (class, bare.absent.errno(XattrClass(class))));
-    classes
-        .chain([(SELINUX, bare.selinux)])
-        .fold(0, |number, (byte, errno)| {
-            let errno = errno.and_then(|errno| u8::try_from(errno).ok());
-            number | u64::from(errno.unwrap_or(0)) << (8 * byte)
-        })
+pub(super) fn number(absent: Absent) -> u64 {
+    (0..CLASSES).fold(0, |number, class| {
+        let errno = absent.errno(XattrClass(class)).unwrap_or(0);
+        number | u64::from(errno.cast_unsigned()) << (8 * class)
+    })
 }
 
 /// What the number in a reply's header says; None if that is nothing that makes sense.
-pub(super) fn told(number: u64) -> Option<Bare> {
-    let errno = |byte: u32| match Errno::from_raw((number >> (8 * byte) & 0xff) as i32) {
-        errno @ (Errno::ENODATA | Errno::EOPNOTSUPP) => Some(errno as i32),
-        _ => None,
-    };
-    let absent = (0..SELINUX).fold(Absent::UNKNOWN, |absent, class| match errno(class) {
-        Some(errno) => absent.with(XattrClass(class), errno),
-        None => absent,
+pub(super) fn told(number: u64) -> Option<Absent> {
+    let absent = (0..CLASSES).fold(Absent::UNKNOWN, |absent, class| {
+        match Errno::from_raw((number >> (8 * class) & 0xff) as i32) {
+            errno @ (Errno::ENODATA | Errno::EOPNOTSUPP) => absent.with(XattrClass(class), errno as i32),
+            _ => absent,
+        }
     });
-    let selinux = errno(SELINUX);
-    let bare = Bare { absent, selinux };
-    (bare != Bare::default()).then_some(bare)
+    (absent != Absent::UNKNOWN).then_some(absent)
 }
 
 #[cfg(test)]
@@ -47,13 +38,9 @@ mod tests {
     fn what_is_said_is_what_is_understood() {
         let absent =
             Absent::all(Errno::ENODATA as i32).with(XattrClass::EXTFUSE_XATTR_ACL, Errno::EOPNOTSUPP as i32);
-        let bare = Bare {
-            absent,
-            selinux: Some(Errno::EOPNOTSUPP as i32),
-        };
         // As docs/protocol.md has it: user, trusted, capability, ACL, security.selinux.
-        assert_eq!(number(bare), u64::from_le_bytes([61, 61, 61, 95, 95, 0, 0, 0]));
-        assert_eq!(told(number(bare)), Some(bare));
+        assert_eq!(number(absent), u64::from_le_bytes([61, 61, 61, 95, 61, 0, 0, 0]));
+        assert_eq!(told(number(absent)), Some(absent));
     }
 
     #[test]

@@ -20,8 +20,8 @@ use parking_lot::Mutex;
 use super::table::Node;
 use super::{Result, Stack};
 use crate::abi::{self, NodeId, XattrClass};
-use crate::ebpf::row::{SELINUX, xattr_class};
-use crate::ebpf::{Absent, Bare, Cache, Snapshot, Validity};
+use crate::ebpf::row::xattr_class;
+use crate::ebpf::{Absent, Cache, Snapshot, Validity};
 use crate::sys::creds::{Acting, Caller};
 use crate::sys::xattr;
 
@@ -85,11 +85,14 @@ fn publish_names(cache: &Cache, node: &Node, names: &[u8], absent: Absent, at: S
 
 /// Names whose meaning is the kernel's: a file system does not make up values for them.
 fn is_the_kernels(name: &[u8]) -> bool {
-    name == SELINUX
-        || matches!(
-            xattr_class(name),
-            Some(XattrClass::EXTFUSE_XATTR_CAPABILITY | XattrClass::EXTFUSE_XATTR_ACL)
+    matches!(
+        xattr_class(name),
+        Some(
+            XattrClass::EXTFUSE_XATTR_CAPABILITY
+                | XattrClass::EXTFUSE_XATTR_ACL
+                | XattrClass::EXTFUSE_XATTR_SELINUX
         )
+    )
 }
 
 /// Whether the file system lists all that it has of the classes of [`xattr_class`]. Others may
@@ -117,18 +120,18 @@ pub(super) struct Absences {
 /// Device and type of file.
 type Place = ((u32, u32), FileType);
 
-/// By class: what was answered, and when; behind them, for [`SELINUX`].
-type Answers = [Option<(Errno, Instant)>; CLASSES + 1];
+/// By class: what was answered, and when.
+type Answers = [Option<(Errno, Instant)>; CLASSES];
 
 const CLASSES: usize = XattrClass::EXTFUSE_XATTR_CLASSES.0 as usize;
 
-/// A name of each, in their order.
-const EXAMPLES: [&[u8]; CLASSES + 1] = [
+/// A name of each class, in their order.
+const EXAMPLES: [&[u8]; CLASSES] = [
     b"user.extfuse",
     b"trusted.extfuse",
     b"security.capability",
     b"system.posix_acl_access",
-    SELINUX,
+    b"security.selinux",
 ];
 
 impl Absences {
@@ -151,7 +154,7 @@ impl Absences {
     }
 
     /// What is answered for a node that has no attributes: it is asked for what is not known.
-    fn bare(&self, node: &Node, valid: Validity) -> Bare {
+    fn bare(&self, node: &Node, valid: Validity) -> Absent {
         let place = (node.dev(), node.kind);
         let mut answers = self.known.lock().get(&place).copied().unwrap_or_default();
         let old = |answer: &Option<(Errno, Instant)>| answer.is_none_or(|(_, at)| !valid.lasts(at.elapsed()));
@@ -165,15 +168,12 @@ impl Absences {
             }
             self.known.lock().insert(place, answers);
         }
-        Bare {
-            absent: absent(&answers, valid),
-            selinux: answers[CLASSES].map(|(errno, _)| errno as i32),
-        }
+        absent(&answers, valid)
     }
 }
 
 fn absent(answers: &Answers, valid: Validity) -> Absent {
-    let answers = (0..).zip(&answers[..CLASSES]);
+    let answers = (0..).zip(answers);
     answers.fold(Absent::UNKNOWN, |absent, (class, answer)| match *answer {
         Some((errno, at)) if valid.lasts(at.elapsed()) => absent.with(XattrClass(class), errno as i32),
         _ => absent,
@@ -254,11 +254,11 @@ impl Stack {
     ///
     /// # Errors
     /// `ESTALE` for a node that nobody knows.
-    pub fn bare(&self, id: NodeId) -> Result<Bare> {
+    pub fn bare(&self, id: NodeId) -> Result<Absent> {
         let node = self.nodes.get(id)?;
         match lists_all(&*node) && list(&node).is_ok_and(|names| names.is_empty()) {
             true => Ok(self.absences.bare(&node, self.options.validity)),
-            false => Ok(Bare::default()),
+            false => Ok(Absent::UNKNOWN),
         }
     }
 

@@ -9,7 +9,7 @@ use tracing::warn;
 
 use super::{About, Answer, Connection};
 use crate::abi::NodeId;
-use crate::ebpf::row::{SELINUX, xattr_class};
+use crate::ebpf::row::xattr_class;
 use crate::ebpf::{NodeIo, Snapshot, Validity};
 use crate::remote::bare;
 use crate::remote::wire::message::{
@@ -159,8 +159,8 @@ impl Connection {
         self.kept().publish(|cache| {
             let node = NodeId(entry.node);
             cache.publish_attr(node, &attr, io, at, valid);
-            if let Some(bare) = bare::told(answer.header.offset) {
-                cache.publish_bare(node, bare, at, valid);
+            if let Some(absent) = bare::told(answer.header.offset) {
+                cache.publish_xattr_names(Some(node), b"", absent, true, at, valid);
             }
         });
     }
@@ -179,7 +179,7 @@ impl Connection {
             room,
         });
         let (answer, keep) = self.call_kept(&node(ino), &request);
-        let publishable = xattr_class(name.as_bytes()).is_some() || name.as_bytes() == SELINUX;
+        let publishable = xattr_class(name.as_bytes()).is_some();
         if let Some(at) = snapshot.filter(|_| keep && publishable) {
             let publish = |value: std::result::Result<&[u8], i32>| {
                 self.kept()

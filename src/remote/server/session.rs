@@ -20,7 +20,7 @@ use super::touches::{self, inodes, names, told};
 use super::version::version;
 use super::{Options, Shared};
 use crate::abi::NodeId;
-use crate::ebpf::Bare;
+use crate::ebpf::Absent;
 use crate::remote::Stream;
 use crate::remote::bare;
 use crate::remote::wire::message::{Entry, Invalidate, Invalidation, Renewed};
@@ -373,9 +373,9 @@ impl Session<'_> {
 
     /// An entry is about to be told: its attributes once more, now that it is known whose they are. Whether they may
     /// be kept, and, if so, what is known of a node without extended attributes.
-    fn entry(&self, entry: &mut Entry, change: Option<&Change<'_>>) -> Result<(bool, Bare), Errno> {
+    fn entry(&self, entry: &mut Entry, change: Option<&Change<'_>>) -> Result<(bool, Absent), Errno> {
         let Some(holder) = self.common.holder() else {
-            return Ok((false, Bare::default()));
+            return Ok((false, Absent::UNKNOWN));
         };
         let node = NodeId(entry.node);
         let thing = Thing::Of(self.common.stack.inode(node)?, leases::Part::Attributes);
@@ -383,7 +383,7 @@ impl Session<'_> {
         entry.attr = (&self.common.stack.getattr(node)?).into();
         let bare = match keep {
             true => self.common.stack.bare(node)?,
-            false => Bare::default(),
+            false => Absent::UNKNOWN,
         };
         Ok((keep, bare))
     }
