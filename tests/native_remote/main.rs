@@ -20,6 +20,9 @@ mod locker;
 mod locks;
 mod postgres;
 mod serving;
+mod spoiled;
+#[path = "../common/spoiler.rs"]
+mod spoiler;
 mod spool;
 mod tls;
 #[path = "../common/tls_ends.rs"]
