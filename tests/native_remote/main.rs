@@ -24,6 +24,7 @@ mod spoiled;
 #[path = "../common/spoiler.rs"]
 mod spoiler;
 mod spool;
+mod sums;
 mod tls;
 #[path = "../common/tls_ends.rs"]
 mod tls_ends;
