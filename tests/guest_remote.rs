@@ -25,6 +25,8 @@ mod spoiled;
 mod spoiler;
 #[path = "guest_remote/spool.rs"]
 mod spool;
+#[path = "guest_remote/sums.rs"]
+mod sums;
 #[path = "guest_remote/tls.rs"]
 mod tls;
 #[path = "common/tls_ends.rs"]

@@ -12,7 +12,7 @@ use super::spoiler::{Spoil, Spoiler};
 use super::{Scene, pattern};
 
 /// Over TCP the module fills from the socket, over a local socket it is given what was spliced.
-fn in_each_way(scene: &Scene, run: impl Fn(&Spoiler, &Mounted)) {
+pub fn in_each_way(scene: &Scene, run: impl Fn(&Spoiler, &Mounted)) {
     let scratch = scene.scratch.path();
     let server = Address::Unix(scratch.join("socket"));
     let ways = [
@@ -29,14 +29,14 @@ fn in_each_way(scene: &Scene, run: impl Fn(&Spoiler, &Mounted)) {
 }
 
 /// Whose READs are those that are asked for here.
-fn direct(mounted: &Mounted) -> File {
+pub fn direct(mounted: &Mounted) -> File {
     let mut options = OpenOptions::new();
     options.read(true).custom_flags(libc::O_DIRECT);
     options.open(mounted.join("file")).unwrap()
 }
 
 /// What is read at the beginning: of `length` bytes, as many as there are.
-fn read(file: &File, length: usize) -> std::io::Result<Vec<u8>> {
+pub fn read(file: &File, length: usize) -> std::io::Result<Vec<u8>> {
     let mut room = vec![0xee; length + 4096];
     let skip = room.as_ptr().align_offset(4096);
     let count = file.read_at(&mut room[skip..][..length], 0)?;

@@ -17,7 +17,9 @@ use super::version::version;
 use crate::abi::NodeId;
 use crate::remote::wire::{Flags, Header, WireError};
 
-/// From how many bytes on.
+/// From how many bytes on: over TCP 8 KiB cost more instructions so, at both ends, than when they are looked at (92 000
+/// for 83 000), 16 KiB cost fewer (98 000 for 104 000), 128 KiB half (228 000 for 449 000). Over a Unix socket it would pay
+/// from less on.
 const SENDS_FROM: u64 = 16 << 10;
 
 impl Session<'_> {

@@ -84,7 +84,7 @@ impl Chunks {
 
 /// The CRC of some bytes and so many more, of which each is known.
 fn append(crc: u32, more: u32, length: u64) -> u32 {
-    /// Its linear: what each byte of a CRC becomes when a chunk of zeros follows.
+    /// What each byte of a CRC becomes when a chunk of zeros follows; the CRC's own is the sum of these.
     static BEHIND: LazyLock<[[u32; 256]; 4]> = LazyLock::new(|| {
         let bits: [u32; 32] = std::array::from_fn(|bit| crc32c_combine(1 << bit, 0, CHUNK as usize));
         std::array::from_fn(|place| {
