@@ -297,13 +297,39 @@ fn a_file_that_is_cut_short_while_it_is_sent_costs_a_connection() {
     }
 }
 
+/// More than a Unix socket holds.
+fn grow(scene: &mut Scene) {
+    scene.bytes = scene.bytes.repeat(4);
+    scene.bytes.truncate(1 << 20);
+    fs::write(scene.scratch.source().join("file"), &scene.bytes).unwrap();
+    thread::sleep(SETTLED);
+}
+
+/// It may have changed in any way.
+#[test]
+fn a_file_that_has_another_version_before_it_is_sent_costs_a_connection() {
+    let mut scene = Scene::new(&Options::default());
+    grow(&mut scene);
+    let address = &scene.addresses[1];
+    let (_own, session, file) = Line::own(address);
+    let (mut line, _) = Line::greet(address, Wanted::Joined(session));
+    assert!(line.read(file, 0, 1 << 20, Flags::KNOWN_CRC).unwrap() == scene.bytes);
+    line.ask(file, 0, 1 << 20, Flags::KNOWN_CRC);
+    thread::sleep(Duration::from_millis(500));
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o640);
+    scene.file().set_permissions(mode).unwrap();
+    let broken = line.receive();
+    assert!(matches!(broken, Err(WireError::Truncated)), "{:?}", broken.err());
+}
+
 #[test]
 fn who_takes_nothing_or_a_little_is_not_waited_for() {
     let options = Options {
         sending: Duration::from_secs(2),
         ..Options::default()
     };
-    let scene = Scene::new(&options);
+    let mut scene = Scene::new(&options);
+    grow(&mut scene);
     for trickles in [false, true] {
         let address = &scene.addresses[1];
         let (_own, session, file) = Line::own(address);
