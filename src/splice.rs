@@ -19,6 +19,7 @@ mod sections;
 mod transfer;
 
 pub use buf::{BufFlags, CopyFlags, Fd, FuseBuf, FuseBufVec, Mem};
+pub(crate) use channel::Unanswered;
 pub use channel::{Channel, ChannelError, FILL_FROM, Read, ReplyError, Way};
 pub use copy::{SectionEnded, copy};
 pub use drain::{Drain, DrainError, WITHHELD, drain};

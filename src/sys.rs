@@ -13,6 +13,7 @@ pub mod mount;
 pub mod mountinfo;
 pub mod pipe;
 pub mod process;
+pub mod sendfile;
 pub mod stream;
 pub mod tls;
 pub mod xattr;

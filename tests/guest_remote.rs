@@ -21,8 +21,14 @@ mod link;
 mod locks;
 #[path = "common/histories.rs"]
 mod players;
+#[path = "guest_remote/spoiled.rs"]
+mod spoiled;
+#[path = "common/spoiler.rs"]
+mod spoiler;
 #[path = "guest_remote/spool.rs"]
 mod spool;
+#[path = "guest_remote/sums.rs"]
+mod sums;
 #[path = "guest_remote/tls.rs"]
 mod tls;
 #[path = "common/tls_ends.rs"]

@@ -19,8 +19,11 @@ mod ids;
 mod leases;
 mod listener;
 mod locks;
+mod prompt;
+mod reads;
 mod session;
 mod sessions;
+mod sums;
 mod touches;
 mod version;
 
@@ -46,6 +49,7 @@ use self::leases::Leases;
 pub use self::listener::Listener;
 use self::locks::{Locks, Releases};
 use self::sessions::{Common, Sessions};
+use self::sums::Sums;
 use super::tls::{Secured, ServerTls};
 use super::wire::auth::{Binding, Token};
 use super::wire::{Export as ExportName, Sizes};
@@ -102,6 +106,9 @@ pub struct Options {
     pub keep: Option<Duration>,
     /// How many nodes and names a client may keep; what it is told beyond that it may not.
     pub told: usize,
+    /// Memory for the CRCs of what files hold, in bytes: a thousandth of what is read is enough for all of it to be sent
+    /// the next time without being looked at.
+    pub sums: usize,
     /// How long a connection may say nothing before it is closed.
     pub silence: Duration,
     /// How long a client may take until it is served, all in all.
@@ -134,6 +141,7 @@ impl Default for Options {
             leases: None,
             keep: Some(DEFAULT_TTL),
             told: 1 << 20,
+            sums: 16 << 20,
             silence: Duration::from_secs(60),
             greeting: Duration::from_secs(10),
             sending: Duration::from_secs(30),
@@ -230,6 +238,7 @@ struct Shared {
     options: Options,
     leases: Arc<Leases>,
     releases: Arc<Releases>,
+    sums: Sums,
     sessions: Sessions,
     live: Mutex<Live>,
     ended: Condvar,
@@ -359,6 +368,7 @@ impl Server {
                 }),
                 leases: Arc::new(Leases::new(options.lease, options.told, not_before)),
                 releases: Arc::default(),
+                sums: Sums::new(options.sums),
                 exports,
                 options,
                 sessions: Sessions::default(),
@@ -498,7 +508,8 @@ fn talk(
     let mut left = None;
     match greeting::greet(&shared, stream, tls, deadline) {
         Ok(Some(greeted)) if place.is_served(&greeted.part) => {
-            match session::serve(&shared, greeted, stream) {
+            let encrypts = tls.is_some() && matches!(**stream, Stream::Unix(_));
+            match session::serve(&shared, greeted, stream, encrypts) {
                 Ok(session) => left = session,
                 Err(error) => tracing::warn!("a client is not served: {error}"),
             }

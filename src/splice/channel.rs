@@ -51,7 +51,7 @@ use super::buf::{CopyFlags, FuseBuf, FuseBufVec};
 use super::drain::WITHHELD;
 use super::incoming::{Incoming, Room, is_begun};
 use super::pipe::{Pipe, with_pipe};
-use crate::abi;
+use crate::abi::{self, Commit, Wire};
 use crate::ebpf::{Context, Object, context};
 use crate::sys::device::Device;
 use crate::sys::pipe::page_size;
@@ -182,10 +182,46 @@ impl ReplyError {
 pub(super) enum Gathered {
     /// It is here.
     Data(Room),
-    /// It is in the request, which waits for an empty reply.
-    Staged,
+    /// So many bytes of it are in the request, which waits for a reply.
+    Staged(u32),
     /// It has been answered.
     Answered,
+}
+
+/// A READ that waits for its answer, for as many tries as it takes: of one that was refused or broke off nobody sees
+/// anything.
+#[derive(Debug)]
+pub(crate) struct Unanswered {
+    reply: ReplyData,
+    read: Read,
+    /// The kernel has sections of an answer that was refused. They are what an empty reply would commit, and data beside
+    /// them an error: so another answer takes their place, and says how long it is.
+    staged: bool,
+}
+
+impl Unanswered {
+    /// One that nobody has tried to answer yet.
+    pub fn new(read: Read, reply: ReplyData) -> Self {
+        let staged = false;
+        Self { reply, read, staged }
+    }
+
+    /// The reply object, for any answer.
+    ///
+    /// # Errors
+    ///
+    /// Itself, if data needs the [channel](Channel::answer).
+    pub fn into_reply(self) -> Result<ReplyData, Self> {
+        match self.staged {
+            false => Ok(self.reply),
+            true => Err(self),
+        }
+    }
+
+    /// The application gets this.
+    pub fn error(self, errno: Errno) {
+        self.reply.error(fuser::Errno::from_i32(errno as i32));
+    }
 }
 
 /// The device of a mount, for answers and payloads beside what fuser does with it. A clone is the same.
@@ -326,16 +362,43 @@ impl Channel {
         bufs: &mut FuseBufVec<'a>,
         check: impl FnOnce(&FuseBufVec<'a>, &[Option<u32>]) -> Result<(), Errno>,
     ) -> Result<(), ReplyError> {
-        match self.gather(read, bufs, check) {
+        let answered = self.answer(Unanswered::new(read, reply), bufs, check);
+        answered.map_err(|(error, unanswered)| {
+            if let Some(unanswered) = unanswered {
+                unanswered.error(error.errno());
+            }
+            error
+        })
+    }
+
+    /// As [`reply_data`](Self::reply_data), but for what becomes of the request if there is an error: it is given back, if
+    /// somebody still waits for it.
+    ///
+    /// # Errors
+    ///
+    /// The same.
+    pub(crate) fn answer<'a>(
+        &self,
+        unanswered: Unanswered,
+        bufs: &mut FuseBufVec<'a>,
+        check: impl FnOnce(&FuseBufVec<'a>, &[Option<u32>]) -> Result<(), Errno>,
+    ) -> Result<(), (ReplyError, Option<Unanswered>)> {
+        let Unanswered { reply, read, staged } = unanswered;
+        let read = if staged { read.way(Way::Fill) } else { read };
+        let (way, first) = (self.way(&read, bufs), bufs.idx);
+        match self.gather(read, way, bufs, check) {
             Ok(Gathered::Data(room)) => reply.data(room.bytes()),
-            Ok(Gathered::Staged) => reply.data(&[]),
+            Ok(Gathered::Staged(size)) if staged => reply.data(Commit { size, reserved: 0 }.bytes()),
+            Ok(Gathered::Staged(_)) => reply.data(&[]),
             Ok(Gathered::Answered) => self.forget(reply),
+            Err(error @ ReplyError::Gone { .. }) => {
+                self.forget(reply);
+                return Err((error, None));
+            }
             Err(error) => {
-                match &error {
-                    ReplyError::Gone { .. } => self.forget(reply),
-                    error => reply.error(fuser::Errno::from_i32(error.errno() as i32)),
-                }
-                return Err(error);
+                let sections = matches!(way, Way::Stage | Way::Fill | Way::FillCommit);
+                let staged = staged || sections && bufs.idx > first;
+                return Err((error, Some(Unanswered { reply, read, staged })));
             }
         }
         Ok(())
@@ -344,6 +407,7 @@ impl Channel {
     fn gather<'a>(
         &self,
         read: Read,
+        way: Way,
         bufs: &mut FuseBufVec<'a>,
         check: impl FnOnce(&FuseBufVec<'a>, &[Option<u32>]) -> Result<(), Errno>,
     ) -> Result<Gathered, ReplyError> {
@@ -356,16 +420,15 @@ impl Channel {
             });
         }
         let mut crcs = vec![None; bufs.count()];
-        let way = self.way(&read, bufs);
         if matches!(way, Way::Stage | Way::Fill | Way::FillCommit) {
             let gated = !matches!(self.0.gate, Gate::Unwanted);
-            let answered =
+            let staged =
                 super::sections::gather(self.device(), &read, way, gated, bufs, &mut crcs, deadline)?;
-            if answered {
+            let Some(size) = staged else {
                 return Ok(Gathered::Answered);
-            }
+            };
             check(bufs, &crcs).map_err(ReplyError::Refused)?;
-            return Ok(Gathered::Staged);
+            return Ok(Gathered::Staged(size));
         }
 
         let mut room = Room::new();

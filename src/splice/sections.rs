@@ -39,8 +39,8 @@ struct Progress {
     refused: bool,
 }
 
-/// Puts all into the request; true if it has been answered. With `gated`, that is because a program at the
-/// gate accepted everything.
+/// Puts all into the request: so many bytes. None if it has been answered; with `gated`, that is because a program at
+/// the gate accepted everything.
 pub(super) fn gather(
     device: Device<&OwnedFd>,
     read: &Read,
@@ -49,7 +49,7 @@ pub(super) fn gather(
     bufs: &mut FuseBufVec<'_>,
     crcs: &mut [Option<u32>],
     deadline: Deadline,
-) -> Result<bool, ReplyError> {
+) -> Result<Option<u32>, ReplyError> {
     let mut place = Place {
         device,
         read,
@@ -101,7 +101,10 @@ pub(super) fn gather(
         bufs.idx += 1;
         bufs.off = 0;
     }
-    refused.map_or(Ok(answered), |errno| Err(ReplyError::Refused(errno)))
+    match refused {
+        Some(errno) => Err(ReplyError::Refused(errno)),
+        None => Ok((!answered).then_some(place.offset)),
+    }
 }
 
 /// Length of the payload, and its CRC32C.

@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use extfuse::remote::server::{Export, Options, Server};
 use extfuse::remote::tls::ServerTls;
@@ -108,6 +109,12 @@ impl Scene {
         let name = format!("read-{mark}");
         fs::write(self.scratch.source().join(&name), &content).unwrap();
         assert!(fs::read(self.mounted.join(&name)).unwrap() == content);
+        // When it has not changed for a while, the server need not look at it any more.
+        thread::sleep(Duration::from_millis(3500));
+        for _ in 0..3 {
+            fs::write("/proc/sys/vm/drop_caches", "1").unwrap();
+            assert!(fs::read(self.mounted.join(&name)).unwrap() == content);
+        }
     }
 
     /// The server is killed, and another one is there.

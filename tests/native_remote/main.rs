@@ -20,7 +20,11 @@ mod locker;
 mod locks;
 mod postgres;
 mod serving;
+mod spoiled;
+#[path = "../common/spoiler.rs"]
+mod spoiler;
 mod spool;
+mod sums;
 mod tls;
 #[path = "../common/tls_ends.rs"]
 mod tls_ends;

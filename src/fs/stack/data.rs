@@ -33,6 +33,12 @@ pub(super) struct OpenFile {
     pub(super) inode: Inode,
 }
 
+impl AsFd for OpenFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
 /// What the kernel is told about an open file.
 #[derive(Debug)]
 pub struct Opened {
@@ -241,6 +247,14 @@ impl Stack {
         }
         let copy = file.file.try_clone().map_err(|error| errno(&error))?;
         nix::unistd::close(copy.into_raw_fd())
+    }
+
+    /// An open file, for as long as this is held.
+    ///
+    /// # Errors
+    /// `EBADF` if the handle is none.
+    pub fn file(&self, fh: FileHandle) -> Result<impl AsFd + use<>> {
+        self.files.get(fh)
     }
 
     /// Another open file description of an open file: for reading, and with `writes` for writing, too, if the file is

@@ -27,6 +27,9 @@ use crate::remote::wire::{Flags, Header, Kind, Request, WireError};
 /// HELLO has number 1 and AUTHENTICATE 2.
 pub(super) const FIRST: u64 = 3;
 
+/// How often a READ is asked again, of which no whole answer has come. It changes nothing, and nobody has seen a byte.
+pub(super) const AGAIN: u32 = 2;
+
 /// How soon a line that broke is tried again: at first, and after many failures.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
@@ -65,6 +68,8 @@ struct Waiting {
     at: u64,
     /// The line that it was last put on.
     line: u64,
+    /// Answers whose payload was not what had been sent.
+    damaged: u32,
     hear: Sender<Heard>,
 }
 
@@ -95,6 +100,7 @@ impl Calls {
             asked,
             at: boot_time(),
             line: line.number,
+            damaged: 0,
             hear,
         };
         self.waiting.insert(asked.request, waiting);
@@ -525,14 +531,38 @@ impl Shared {
         Ok(())
     }
 
+    /// What came in answer to a READ is not what was sent. The next line is asked again, but not for ever.
+    fn damaged(&self, asked: u64) {
+        let mut calls = self.calls.lock();
+        let Some(waiting) = calls.waiting.get_mut(&asked) else {
+            return;
+        };
+        waiting.damaged += 1;
+        if waiting.damaged > AGAIN {
+            // Its receiver sees that nobody answers.
+            calls.waiting.remove(&asked);
+            self.changed.notify_all();
+        }
+    }
+
     fn receive(&self, line: &Line, mut reader: Reader) -> Break {
         loop {
-            // One buffer each: the payload is the answer's.
-            let mut payload = Vec::new();
-            let (header, footer) = match reader.read_frame(&mut payload) {
-                Ok(Some(frame)) => (frame.header, frame.footer),
+            let arriving = match reader.read_header() {
+                Ok(Some(arriving)) => arriving,
                 Ok(None) => return Break::Ended,
                 Err(error) => return error.into(),
+            };
+            let header = *arriving.header();
+            // One buffer each: the payload is the answer's.
+            let mut payload = Vec::new();
+            let footer = match arriving.read(&mut payload) {
+                Ok(frame) => frame.footer,
+                Err(error) => {
+                    if header.kind == Kind::Read && matches!(error, WireError::PayloadCrc) {
+                        self.damaged(header.request);
+                    }
+                    return error.into();
+                }
             };
             let answer = Answer {
                 header,

@@ -4,25 +4,26 @@
 //!
 //! They have joined the session of the mount's own connection, and end with it. A READ has one to itself, so that its
 //! payload is where the module expects it, and nothing waits behind it. What goes wrong before
-//! a payload has begun costs nothing: the READ is asked over the mount's own connection then. Only one that the server owes for too
-//! long is given up.
+//! a payload has begun costs nothing: the READ is asked over the mount's own connection then. One whose payload breaks off,
+//! or is not what was sent, is asked again over another, some times: nobody has seen any of it. Only one that the server
+//! owes for too long is given up.
 
 use std::time::{Duration, Instant};
 
-use fuser::{Errno as FuseErrno, ReplyData};
+use fuser::ReplyData;
 use nix::errno::Errno;
 use parking_lot::Mutex;
 use tracing::{debug, warn};
 
-use super::calls::Shared;
+use super::calls::{AGAIN, Shared};
 use super::connection::About;
 use super::epoch::{Epoch, request_outward};
 use super::greeting::Target;
 use super::line::{DataLine, dial};
-use super::questions::{ask_again, senseless};
+use super::questions::{ask_again, data as data_of};
 use crate::remote::wire::message::{Read, SessionId, Wanted};
 use crate::remote::wire::{Body, Flags, Header, Kind, Request, WireError};
-use crate::splice::{self, Channel, FuseBuf, FuseBufVec, Way};
+use crate::splice::{self, Channel, FuseBuf, FuseBufVec, ReplyError, Unanswered, Way};
 
 /// From how many bytes on a READ goes over a connection of its own: below, it is no faster.
 pub(super) const FROM: u32 = splice::FILL_FROM as u32;
@@ -150,9 +151,11 @@ impl Data {
         size: u32,
         shared: &Shared,
     ) -> Option<(Vec<u8>, u64)> {
+        let deadline = Instant::now() + self.timeout;
+        let mut failures = 0;
         loop {
             let (mut taken, mut line, used) = self.take(session)?;
-            match line.fetch(epoch, about, size) {
+            match line.fetch(epoch, about, size, flags(failures)) {
                 Ok(fetched) => {
                     taken.line = Some(line);
                     if fetched.is_some() {
@@ -160,10 +163,15 @@ impl Data {
                     }
                     return fetched;
                 }
-                Err(error) if used => debug!(%error, "a connection for data has ended"),
+                Err(error) if used && !matches!(error, WireError::PayloadCrc | WireError::Idle) => {
+                    debug!(%error, "a connection for data has ended");
+                }
                 Err(error) => {
                     warn!(%error, "a connection for data is lost");
-                    return None;
+                    failures += 1;
+                    if failures > AGAIN || Instant::now() >= deadline {
+                        return None;
+                    }
                 }
             }
         }
@@ -176,31 +184,109 @@ impl Data {
         question: &Question<'_>,
         shared: &Shared,
         channel: &Channel,
-        mut reply: ReplyData,
+        reply: ReplyData,
     ) -> Outcome {
-        // Those that were idle for too long the server has closed.
+        let deadline = Instant::now() + self.timeout;
+        let read = splice::Read::new(question.unique, question.size).crc(true);
+        let mut unanswered = Unanswered::new(read, reply);
+        let mut failures = 0;
         loop {
             let Some((mut taken, mut line, used)) = self.take(session) else {
-                return Outcome::Not(reply);
+                return otherwise(question, shared, channel, unanswered);
             };
-            let (outcome, whole) = line.read(epoch, question, shared, channel, reply);
+            let (tried, whole) = line.read(epoch, question, flags(failures), shared, channel, unanswered);
             taken.line = whole.then_some(line);
-            match outcome {
-                Outcome::Not(unanswered) if used && !whole => reply = unanswered,
-                outcome => return outcome,
+            unanswered = match tried {
+                Tried::Answered(answered) => return Outcome::Answered(answered),
+                // Those that were idle for too long the server has closed.
+                Tried::Not(unanswered) if used && !whole => unanswered,
+                Tried::Not(unanswered) => return otherwise(question, shared, channel, unanswered),
+                Tried::Failed(unanswered, errno) => {
+                    failures += 1;
+                    let in_time = Instant::now() < deadline;
+                    match errno {
+                        _ if in_time && failures <= AGAIN => unanswered,
+                        Errno::ECONNRESET if in_time => {
+                            return otherwise(question, shared, channel, unanswered);
+                        }
+                        _ => {
+                            unanswered.error(Errno::EIO);
+                            return Outcome::Answered(Err(Errno::EIO));
+                        }
+                    }
+                }
+            };
+        }
+    }
+}
+
+/// The first time the server need not look at what it sends. If that was wrong, it has to know.
+fn flags(failures: u32) -> Flags {
+    match failures {
+        0 => Flags::KNOWN_CRC,
+        _ => Flags::empty(),
+    }
+}
+
+/// What one connection made of a READ.
+enum Tried {
+    Answered(Result<(), Errno>),
+    /// Nothing of an answer has come.
+    Not(Unanswered),
+    /// Something has, but not all (`ECONNRESET`), or not what was sent (`EBADMSG`).
+    Failed(Unanswered, Errno),
+}
+
+/// There is no connection for data: whoever asks has another way. Where only a channel gives the kernel
+/// an answer, that way is gone here.
+fn otherwise(question: &Question<'_>, shared: &Shared, channel: &Channel, unanswered: Unanswered) -> Outcome {
+    let unanswered = match unanswered.into_reply() {
+        Ok(reply) => return Outcome::Not(reply),
+        Err(unanswered) => unanswered,
+    };
+    let Question {
+        about, size, exact, ..
+    } = *question;
+    let (answer, _) = shared.call(about, &Request::Read(Read { size }), shared.timeout);
+    let answered = answer.map_err(ask_again).and_then(|answer| {
+        let bytes = data_of(&answer, size)?;
+        match exact && bytes.len() != size as usize {
+            true => Err(Errno::EIO),
+            false => Ok(bytes.to_vec()),
+        }
+    });
+    match answered {
+        Ok(bytes) => {
+            let mut bufs = FuseBuf::memory(&bytes).into();
+            let given = channel.answer(unanswered, &mut bufs, |_, _| Ok(()));
+            // Otherwise nobody waits any more, or the kernel wants nothing: a reply that is dropped is EIO.
+            if given.is_ok() {
+                shared.counts.read(bytes.len() as u64, false);
             }
+            Outcome::Answered(given.map_err(|_| Errno::EIO))
+        }
+        Err(errno) => {
+            unanswered.error(errno);
+            Outcome::Answered(Err(errno))
         }
     }
 }
 
 impl DataLine {
     /// Puts a READ on the line; None if it cannot be asked in this session.
-    fn ask(&mut self, epoch: Epoch, about: &About, size: u32) -> Result<Option<Header>, WireError> {
+    fn ask(
+        &mut self,
+        epoch: Epoch,
+        about: &About,
+        size: u32,
+        flags: Flags,
+    ) -> Result<Option<Header>, WireError> {
         let request = Request::Read(Read { size });
         let Ok((about, request)) = request_outward(about, &request, epoch) else {
             return Ok(None);
         };
         let header = Header {
+            flags,
             node: about.node,
             handle: about.handle,
             offset: about.offset,
@@ -212,8 +298,14 @@ impl DataLine {
     }
 
     /// The bytes, and the file's version. None if they are not to be had; with an error the line is of no more use.
-    fn fetch(&mut self, epoch: Epoch, about: &About, size: u32) -> Result<Option<(Vec<u8>, u64)>, WireError> {
-        let Some(asked) = self.ask(epoch, about, size)? else {
+    fn fetch(
+        &mut self,
+        epoch: Epoch,
+        about: &About,
+        size: u32,
+        flags: Flags,
+    ) -> Result<Option<(Vec<u8>, u64)>, WireError> {
+        let Some(asked) = self.ask(epoch, about, size, flags)? else {
             return Ok(None);
         };
         let arriving = self.reader.read_header()?.ok_or(WireError::Truncated)?;
@@ -231,48 +323,49 @@ impl DataLine {
         &mut self,
         epoch: Epoch,
         question: &Question<'_>,
+        flags: Flags,
         shared: &Shared,
         channel: &Channel,
-        reply: ReplyData,
-    ) -> (Outcome, bool) {
+        unanswered: Unanswered,
+    ) -> (Tried, bool) {
         let Question {
             about,
             size,
-            unique,
             exact,
+            unique,
         } = *question;
         let request = Request::Read(Read { size });
-        let asked = match self.ask(epoch, about, size) {
+        let asked = match self.ask(epoch, about, size, flags) {
             Ok(Some(header)) => header,
-            Ok(None) => return (Outcome::Not(reply), true),
+            Ok(None) => return (Tried::Not(unanswered), true),
             Err(error) => {
                 debug!(%error, "a connection for data has ended");
-                return (Outcome::Not(reply), false);
+                return (Tried::Not(unanswered), false);
             }
         };
         let arriving = match self.reader.read_header() {
             Ok(Some(arriving)) => arriving,
-            Ok(None) => return (Outcome::Not(reply), false),
+            Ok(None) => return (Tried::Not(unanswered), false),
             Err(WireError::Idle) => {
                 warn!("the server owes the answer to a READ");
                 shared.kept.not_to_be_kept(about, &request);
-                reply.error(FuseErrno::ETIMEDOUT);
-                return (Outcome::Answered(Err(Errno::ETIMEDOUT)), false);
+                unanswered.error(Errno::ETIMEDOUT);
+                return (Tried::Answered(Err(Errno::ETIMEDOUT)), false);
             }
             Err(error) => {
                 warn!(%error, "a connection for data is lost");
-                return (Outcome::Not(reply), false);
+                return (Tried::Not(unanswered), false);
             }
         };
         let header = *arriving.header();
         if !header.is_reply_to(&asked) || header.length > size {
             warn!("the server has answered something else than it was asked");
-            return (Outcome::Not(reply), false);
+            return (Tried::Not(unanswered), false);
         }
         shared.counts.answered();
         if exact && header.length > 0 && header.length != size {
             // What there is of it goes with the connection.
-            return (Outcome::Not(reply), false);
+            return (Tried::Not(unanswered), false);
         }
         // Before the application sees a byte: one that is told of the change must not find what was before.
         let take_back = || {
@@ -283,40 +376,53 @@ impl DataLine {
         if header.length == 0 {
             if let Err(error) = arriving.read_footer(Body::Bytes(&[])) {
                 warn!(%error, "a connection for data is lost");
-                return (Outcome::Not(reply), false);
+                return (Tried::Not(unanswered), false);
             }
             if exact {
-                return (Outcome::Not(reply), true);
+                return (Tried::Not(unanswered), true);
             }
             take_back();
-            let Some(errno) = header.error().map(ask_again) else {
-                reply.data(&[]);
-                return (Outcome::Answered(Ok(())), true);
-            };
-            reply.error(FuseErrno::from_i32(errno as i32));
-            return (Outcome::Answered(Err(errno)), true);
+            if let Some(errno) = header.error().map(ask_again) {
+                unanswered.error(errno);
+                return (Tried::Answered(Err(errno)), true);
+            }
+            let given = channel.answer(unanswered, &mut FuseBuf::memory(&[]).into(), |_, _| Ok(()));
+            return (Tried::Answered(given.map_err(|_| Errno::EIO)), true);
         }
         let section = FuseBuf::section(&self.socket, 0, header.length as usize, self.footer);
         let mut bufs: FuseBufVec<'_> = section.into();
-        let read = splice::Read::new(unique, size).crc(true);
-        let past = !matches!(channel.way(&read, &bufs), Way::Copy);
-        let answered = channel.reply_data(read, reply, &mut bufs, |bufs, crcs| {
+        let past = !matches!(
+            channel.way(&splice::Read::new(unique, size).crc(true), &bufs),
+            Way::Copy
+        );
+        let mut in_step = false;
+        let answered = channel.answer(unanswered, &mut bufs, |bufs, crcs| {
             let footer = bufs.get(0).map(FuseBuf::footer_bytes).unwrap_or_default();
             let crc = crcs.first().copied().flatten().ok_or(Errno::EIO)?;
-            arriving
-                .verify(Body::Crc(crc), footer)
-                .map_err(|error| senseless(Kind::Read, &error.to_string()))?;
+            arriving.verify(Body::Crc(crc), footer).map_err(|error| {
+                warn!(%error, "the answer to a READ is not what was sent");
+                Errno::EBADMSG
+            })?;
+            in_step = true;
             take_back();
             Ok(())
         });
         match answered {
             Ok(()) => {
                 shared.counts.read(header.length.into(), past);
-                (Outcome::Answered(Ok(())), true)
+                (Tried::Answered(Ok(())), true)
             }
-            Err(error) => {
+            Err((ReplyError::Refused(errno), Some(unanswered))) => {
+                (Tried::Failed(unanswered, errno), in_step)
+            }
+            Err((ReplyError::Broken { error, .. }, Some(unanswered))) => {
+                warn!(%error, "a connection for data is lost");
+                (Tried::Failed(unanswered, Errno::ECONNRESET), false)
+            }
+            // Nobody waits any more, or the kernel does not take it: a reply that is dropped is EIO.
+            Err((error, _)) => {
                 warn!(%error, "a READ has failed");
-                (Outcome::Answered(Err(Errno::EIO)), false)
+                (Tried::Answered(Err(Errno::EIO)), in_step)
             }
         }
     }

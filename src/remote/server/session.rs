@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The requests of a client that is served.
 
-use std::io::{self, IoSlice, Write};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use parking_lot::Mutex;
@@ -15,6 +15,7 @@ use super::answers::{Answer, answer};
 use super::done::Done;
 use super::greeting::{Greeted, Part};
 use super::leases::{self, Change, Leases, Thing};
+use super::prompt::Prompt;
 use super::sessions::Common;
 use super::touches::{self, inodes, names, told};
 use super::version::version;
@@ -24,7 +25,9 @@ use crate::ebpf::Absent;
 use crate::remote::Stream;
 use crate::remote::bare;
 use crate::remote::wire::message::{Entry, Invalidate, Invalidation, Renewed};
-use crate::remote::wire::{Flags, FrameReader, FrameWriter, Header, Kind, Reply, Request, Side, WireError};
+use crate::remote::wire::{
+    Flags, FrameReader, FrameWriter, Header, Kind, Reply, Request, Sealed, Side, WireError,
+};
 
 /// Requests that wait for a thread. With those that are being answered it bounds what a client makes us hold.
 pub const WAITING: usize = 16;
@@ -32,65 +35,39 @@ pub const WAITING: usize = 16;
 /// A request as it came.
 type Job = (Header, Vec<u8>);
 
-/// The stream, on which every frame has the same time, however slowly it is taken: the limit of a write begins anew
-/// with each byte.
-#[derive(Debug)]
-struct Prompt {
-    stream: Arc<Stream>,
-    timeout: Duration,
-    /// Of the frame that has begun.
-    deadline: Option<Instant>,
-}
-
-impl Prompt {
-    /// The time that is left for the next part of the frame.
-    fn hurry(&mut self) -> io::Result<()> {
-        let Some(deadline) = self.deadline else {
-            self.deadline = Some(Instant::now() + self.timeout);
-            return Ok(());
-        };
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        self.stream.set_write_timeout(Some(left))
-    }
-}
-
-impl Write for Prompt {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.hurry()?;
-        (&*self.stream).write(bytes)
-    }
-
-    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.hurry()?;
-        (&*self.stream).write_vectored(slices)
-    }
-
-    /// The frame is whole.
-    fn flush(&mut self) -> io::Result<()> {
-        self.deadline = None;
-        self.stream.set_write_timeout(Some(self.timeout))
-    }
-}
-
 /// The direction from us to the client.
 #[derive(Debug)]
-struct Line {
+pub struct Line {
     stream: Arc<Stream>,
+    /// It has joined a session for READs, one after the other, and what is written to it goes to the client: nobody here
+    /// has to encrypt it.
+    pub sends_files: bool,
     /// Locked for one frame, and nothing else is locked meanwhile.
     writer: Mutex<FrameWriter<Prompt>>,
 }
 
 impl Line {
     fn send(&self, header: &Header, payload: &[u8]) -> Result<(), WireError> {
-        self.send_version(header, 0, payload)
+        self.writer.lock().write_frame(header, 0, &[payload])
     }
 
-    /// The same, of a file that has this version.
-    fn send_version(&self, header: &Header, version: u64, payload: &[u8]) -> Result<(), WireError> {
-        self.writer.lock().write_frame(header, version, &[payload])
+    /// Sends what a file of that version holds.
+    pub fn send_data(&self, header: &Header, version: u64, crc: u32, data: &[u8]) -> Result<(), WireError> {
+        self.writer.lock().write_data(header, version, crc, data)
+    }
+
+    /// The same, where `send` puts it on the stream, between header and footer. After an error the stream is of no more
+    /// use.
+    pub fn send_file(
+        &self,
+        header: &Header,
+        version: u64,
+        crc: u32,
+        send: impl FnOnce(&mut Prompt, &Sealed) -> io::Result<()>,
+    ) -> Result<(), WireError> {
+        let mut writer = self.writer.lock();
+        let sealed = writer.seal(header, version, crc)?;
+        Ok(send(writer.get_mut(), &sealed)?)
     }
 
     /// Sends a reply that must not get lost. When it is sent again, it has no version.
@@ -115,10 +92,10 @@ impl leases::Line for Line {
 }
 
 /// A connection, and what its session has.
-struct Session<'s> {
-    shared: &'s Shared,
-    common: Arc<Common>,
-    line: Arc<Line>,
+pub struct Session<'s> {
+    pub shared: &'s Shared,
+    pub common: Arc<Common>,
+    pub line: Arc<Line>,
 }
 
 /// Both directions of a connection from now on.
@@ -126,13 +103,10 @@ fn frames<'s>(
     options: &Options,
     greeted: &Greeted<'_>,
     stream: &'s Arc<Stream>,
+    encrypts: bool,
 ) -> io::Result<(FrameReader<&'s Stream>, Arc<Line>)> {
     let mut reader = FrameReader::new(&**stream, Side::Client);
-    let prompt = Prompt {
-        stream: Arc::clone(stream),
-        timeout: options.sending,
-        deadline: None,
-    };
+    let prompt = Prompt::new(Arc::clone(stream), options.sending);
     let mut writer = FrameWriter::new(prompt, Side::Server);
     reader.set_sizes(greeted.sizes);
     writer.set_sizes(greeted.sizes);
@@ -144,15 +118,21 @@ fn frames<'s>(
     stream.set_write_timeout(Some(options.sending))?;
     let line = Line {
         stream: Arc::clone(stream),
+        sends_files: matches!(greeted.part, Part::Joined(_)) && !encrypts,
         writer: Mutex::new(writer),
     };
     Ok((reader, Arc::new(line)))
 }
 
 /// Answers, until the client says goodbye, is gone, says nothing for too long, or nonsense. A session that has not been said
-/// goodbye to may be gone on with.
-pub fn serve(shared: &Shared, greeted: Greeted<'_>, stream: &Arc<Stream>) -> io::Result<Option<Arc<Common>>> {
-    let (mut reader, line) = frames(&shared.options, &greeted, stream)?;
+/// goodbye to may be gone on with. `encrypts`: a thread of this process takes what is written.
+pub fn serve(
+    shared: &Shared,
+    greeted: Greeted<'_>,
+    stream: &Arc<Stream>,
+    encrypts: bool,
+) -> io::Result<Option<Arc<Common>>> {
+    let (mut reader, line) = frames(&shared.options, &greeted, stream, encrypts)?;
     let common = match &greeted.part {
         Part::Joined(member) => {
             let session = Session {
@@ -405,19 +385,6 @@ impl Session<'_> {
         room.then_some(()).ok_or(Errno::ENFILE)
     }
 
-    /// The version of the node after it was read, for a client that knows one: if it is that, it was that all the
-    /// time since.
-    fn version_if_known(&self, header: &Header) -> u64 {
-        match header.file_version {
-            0 => 0,
-            _ => {
-                let now = SystemTime::now();
-                let attr = self.common.stack.getattr(NodeId(header.node));
-                attr.map_or(0, |attr| version(&(&attr).into(), now))
-            }
-        }
-    }
-
     fn answer(&self, header: &Header, payload: &[u8]) -> Result<(), WireError> {
         let request = match Request::decode(header, payload) {
             Ok(request) => request,
@@ -437,18 +404,8 @@ impl Session<'_> {
             Ok(begun) => begun,
             Err(errno) => return self.refuse(header, errno as u32, false),
         };
-        // Its bytes go from the file's buffer to the stream.
         if let Request::Read(read) = &request {
-            let sent = self.common.stack.read(
-                fuser::FileHandle(header.handle),
-                header.offset,
-                read.size,
-                |bytes| {
-                    let version = self.version_if_known(header);
-                    self.line.send_version(&reply_to(header, keep), version, bytes)
-                },
-            );
-            return sent.unwrap_or_else(|errno| self.refuse(header, errno as u32, false));
+            return self.read(header, read.size, keep);
         }
         let now = SystemTime::now();
         let mut answered = answer(&self.common.stack, &self.common.locks, header, request);
@@ -485,7 +442,7 @@ impl Session<'_> {
         }
     }
 
-    fn refuse(&self, header: &Header, errno: u32, keep: bool) -> Result<(), WireError> {
+    pub fn refuse(&self, header: &Header, errno: u32, keep: bool) -> Result<(), WireError> {
         let header = Header {
             status: errno.min(511),
             ..reply_to(header, keep)
@@ -494,7 +451,7 @@ impl Session<'_> {
     }
 }
 
-fn reply_to(header: &Header, keep: bool) -> Header {
+pub fn reply_to(header: &Header, keep: bool) -> Header {
     let mut reply = header.reply();
     reply.flags.set(Flags::KEEP, keep);
     reply

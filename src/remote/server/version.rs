@@ -5,36 +5,51 @@
 //! the clock after one that was seen: so a file has no version while that may still come.
 
 use std::hash::Hasher;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use siphasher::sip::SipHasher24;
 
 use crate::remote::wire::message::Attr;
+use crate::sys::at::Stat;
 
 /// How long ago a file was changed that has a version: longer than two ticks of any file system's time stamps.
 const SETTLED: Duration = Duration::from_secs(3);
 
+const NANOS: i128 = 1_000_000_000;
+
 /// The version of a file that has these attributes `now`; 0: none.
 pub fn version(attr: &Attr, now: SystemTime) -> u64 {
-    let changed = SystemTime::from(attr.ctime.max(attr.mtime));
-    let settled = now.duration_since(changed).is_ok_and(|age| age >= SETTLED);
-    if !settled {
+    let times = [attr.ctime, attr.mtime].map(|time| (time.seconds(), time.nanos()));
+    made_of(attr.ino, attr.size, times, now)
+}
+
+/// The same of one that was looked at here. It is another number where the inode's is told as another one.
+pub fn version_of(seen: &Stat, now: SystemTime) -> u64 {
+    let times = [seen.ctime, seen.mtime].map(|time| (time.sec, time.nsec));
+    made_of(seen.ino, seen.size, times, now)
+}
+
+/// Times in seconds since 1970, and nanoseconds on top of them.
+fn made_of(ino: u64, size: u64, times: [(i64, u32); 2], now: SystemTime) -> u64 {
+    let changed = times.into_iter().max().unwrap_or_default();
+    let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let age = i128::from(now.as_secs()) * NANOS + i128::from(now.subsec_nanos())
+        - (i128::from(changed.0) * NANOS + i128::from(changed.1));
+    if age < SETTLED.as_nanos().cast_signed() {
         return 0;
     }
     let mut hasher = SipHasher24::new();
-    hasher.write_u64(attr.ino);
-    hasher.write_u64(attr.size);
-    for time in [attr.ctime, attr.mtime] {
-        hasher.write_i64(time.seconds());
-        hasher.write_u32(time.nanos());
+    hasher.write_u64(ino);
+    hasher.write_u64(size);
+    for (seconds, nanos) in times {
+        hasher.write_i64(seconds);
+        hasher.write_u32(nanos);
     }
     hasher.finish().max(1)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::UNIX_EPOCH;
-
     use super::*;
     use crate::remote::wire::message::{FileKind, Timestamp};
 

@@ -216,14 +216,29 @@ impl<W: Write> FrameWriter<W> {
         if self.broken {
             return Err(WireError::Broken);
         }
-        let length: u64 = payload.iter().map(|piece| piece.len() as u64).sum();
-        let length = u32::try_from(length).map_err(|_| WireError::Length {
-            kind: header.kind,
-            length,
-            most: super::MAX_PAYLOAD,
-        })?;
-        let header = Header { length, ..*header };
+        let header = with_length(header, payload)?;
         let sealed = self.sealer.seal(&header, file_version, Body::Bytes(payload))?;
+        self.write_sealed(&sealed, payload)
+    }
+
+    /// The same, of data whose CRC is known.
+    ///
+    /// # Errors
+    ///
+    /// As [`write_frame`](Self::write_frame).
+    pub fn write_data(
+        &mut self,
+        header: &Header,
+        file_version: u64,
+        crc: u32,
+        data: &[u8],
+    ) -> Result<(), WireError> {
+        let header = with_length(header, &[data])?;
+        let sealed = self.seal(&header, file_version, crc)?;
+        self.write_sealed(&sealed, &[data])
+    }
+
+    fn write_sealed(&mut self, sealed: &Sealed, payload: &[&[u8]]) -> Result<(), WireError> {
         let pieces = [&sealed.header[..]].into_iter();
         let pieces = pieces.chain(payload.iter().copied()).chain([&sealed.footer[..]]);
         let mut slices: Vec<IoSlice<'_>> = pieces.map(IoSlice::new).collect();
@@ -246,6 +261,17 @@ impl<W: Write> FrameWriter<W> {
         }
         self.sealer.seal(header, file_version, Body::Crc(crc))
     }
+}
+
+/// A header of as much payload.
+fn with_length(header: &Header, payload: &[&[u8]]) -> Result<Header, WireError> {
+    let length: u64 = payload.iter().map(|piece| piece.len() as u64).sum();
+    let length = u32::try_from(length).map_err(|_| WireError::Length {
+        kind: header.kind,
+        length,
+        most: super::MAX_PAYLOAD,
+    })?;
+    Ok(Header { length, ..*header })
 }
 
 fn write_all(inner: &mut impl Write, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {

@@ -134,6 +134,9 @@ bitflags! {
         const REPLY = 1 << 0;
         /// FSYNC, FSYNCDIR: the data is enough, attributes may come later.
         const DATA_ONLY = 1 << 1;
+        /// READ: the CRC of the reply's payload may be one that is known from before. Without it, all of the payload is
+        /// read for it. It is the bit of DATA_ONLY: an end that does not know it takes it, and has no use for it.
+        const KNOWN_CRC = 1 << 1;
         /// WRITE: pages that are written back, which have a place of their own even in a file that is open
         /// to be appended to.
         const WRITE_BACK = 1 << 2;
