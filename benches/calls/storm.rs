@@ -39,7 +39,8 @@ type Figure = (&'static str, &'static str, String, f64);
 /// In the order of the table.
 const CASES: &[&str] = &[
     "warm",
-    "storm",
+    CHANGED,
+    STORM,
     "telling",
     "change",
     "stat-during",
@@ -54,11 +55,13 @@ const CASES: &[&str] = &[
     "calls-handing-over",
     OTHER_CALLS,
 ];
+const SUITE: &str = "storm";
+const CHANGED: &str = "names";
+const STORM: &str = "storm";
 const STALE: &str = "stale";
 const OTHER_CALLS: &str = "calls-others";
 
-/// Names of a storm, unless somebody wants another number.
-pub const NAMES: usize = 100_000;
+/// Names of a storm where it is only tried.
 const FEW_NAMES: usize = 500;
 
 /// Whose names they are, and how the kernel is told.
@@ -80,6 +83,15 @@ const VARIANTS: &[Variant] = &[
 const STOCK_VARIANTS: &[Variant] = &[Variant::Synthetic(Teller::StockNotify), Variant::Served];
 
 impl Variant {
+    /// Names of a storm, unless somebody wants another number.
+    fn usual_names(self) -> usize {
+        match self {
+            Self::Synthetic(_) => 100_000,
+            // All of them would take a quarter of an hour.
+            Self::Served => 50_000,
+        }
+    }
+
     /// The name in tables and in JSON.
     fn name(self) -> &'static str {
         match self {
@@ -219,7 +231,8 @@ impl Mount<'_> {
         let in_all = || String::from("in all");
         let mut figures = vec![
             ("warm", metric, per("stat"), each(warm, names)),
-            ("storm", metric, metric.into(), total as f64),
+            (CHANGED, "names", "in all".into(), names as f64),
+            (STORM, metric, metric.into(), total as f64),
             ("looks", "stats", in_all(), stats as f64),
             (STALE, "stats", in_all(), 0.0),
             ("stall", metric, metric.into(), stall(&seen)),
@@ -310,14 +323,15 @@ fn stall(seen: &[Seen]) -> f64 {
 }
 
 /// All rows, ordered by case.
-pub fn run(base: &Path, metric: &'static str, names: usize, smoke: bool) -> Result<Vec<Row>> {
+pub fn run(base: &Path, metric: &'static str, names: Option<usize>, smoke: bool) -> Result<Vec<Row>> {
     let variants = if smoke { STOCK_VARIANTS } else { VARIANTS };
-    let layout = Layout {
-        names: if smoke { names.min(FEW_NAMES) } else { names },
-        directories: DIRECTORIES,
-    };
     let mut rows = Vec::new();
     for variant in variants {
+        let usual = if smoke { FEW_NAMES } else { variant.usual_names() };
+        let layout = Layout {
+            names: names.unwrap_or(usual),
+            directories: DIRECTORIES,
+        };
         let measured = measure(base, *variant, layout, metric, smoke);
         rows.append(&mut measured.with_context(|| variant.name())?);
     }
@@ -370,19 +384,28 @@ fn measure(
     rows
 }
 
-const SUITE: &str = "storm";
-
 /// What a storm costs beside one that stock FUSE is told of.
 pub fn comparisons(rows: &[Row]) -> Vec<String> {
     let rows = report::of_suite(rows, SUITE);
     let stock = VARIANTS[0].name();
-    let compared = ["storm", "telling", "stall"].iter().flat_map(|case| {
-        let cost = |variant| report::value(&rows, case, variant, "instructions");
+    let compared = [
+        (STORM, " a name", true),
+        ("telling", " a name", false),
+        ("stall", "", false),
+    ];
+    let compare = |(case, what, divided): (&str, &str, bool)| -> Vec<String> {
+        let cost = |variant| {
+            let names = report::value(&rows, CHANGED, variant, "names")?;
+            let cost = report::value(&rows, case, variant, "instructions")?;
+            Some(if divided { cost / names } else { cost })
+        };
         let others = VARIANTS[1..].iter().map(|variant| variant.name());
-        let ratios = others.filter_map(move |variant| Some((variant, cost(variant)? / cost(stock)?)));
-        ratios.map(move |(variant, ratio)| format!("{case}, {variant}: {ratio:.3} of {stock}"))
-    });
-    compared.collect()
+        let ratios = others.filter_map(|variant| Some((variant, cost(variant)? / cost(stock)?)));
+        ratios
+            .map(|(variant, ratio)| format!("{case}{what}, {variant}: {ratio:.3} of {stock}"))
+            .collect()
+    };
+    compared.into_iter().flat_map(compare).collect()
 }
 
 /// What is meant to be.
