@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The suites that others wrote for file systems, and our own fsx, on the three that have to be alike:
-//! ext4, and the same through the module, without and with handlers. Stock FUSE needs no guest for them:
-//! `tests/pjdfstest`, `tests/fsx`.
+//! ext4, and the same through the module, without and with handlers, and from a server, with leases. Stock FUSE needs no
+//! guest for them: `tests/pjdfstest`, `tests/fsx`.
 
 mod common;
 #[path = "fsx/exerciser.rs"]
@@ -18,8 +18,12 @@ use std::process::Command;
 use std::thread;
 use std::time::Instant;
 
+use extfuse::remote::Address;
+use extfuse::remote::server::{Export, Options, Server, Stopper};
+use extfuse::remote::wire;
 use tempfile::TempDir;
 
+use common::Mounted;
 use exerciser::{Mode, Run};
 use guest::{Tree, WITH_HANDLERS, WITHOUT_HANDLERS, ext4_folder, seed};
 use verdicts::{Verdict, compare, verdicts};
@@ -89,6 +93,57 @@ impl Drop for Elsewhere {
     }
 }
 
+/// A directory on ext4, served by this process, and mounted with leases.
+struct Served {
+    mounted: Option<Mounted>,
+    mountpoint: TempDir,
+    stopper: Stopper,
+    server: Option<thread::JoinHandle<()>>,
+    _source: TempDir,
+}
+
+impl Served {
+    fn mount() -> Self {
+        let (source, mountpoint) = (ext4_folder(), TempDir::new().unwrap());
+        let socket = source.path().with_extension("socket");
+        let export = Export {
+            name: wire::Export::new("").unwrap(),
+            directory: source.path().to_owned(),
+            read_only: false,
+        };
+        let options = Options {
+            // Nobody changes the directory without the server.
+            keep: None,
+            ..Options::default()
+        };
+        let server = Server::bind(&Address::Unix(socket.clone()), vec![export], options).unwrap();
+        let stopper = server.stopper();
+        let server = thread::spawn(move || server.serve().unwrap());
+        let url = format!("extfuse+unix:{}", socket.display());
+        let mounted = Mounted::start(Path::new(&url), mountpoint.path(), &["--require-module"]);
+        Self {
+            mounted: Some(mounted),
+            mountpoint,
+            stopper,
+            server: Some(server),
+            _source: source,
+        }
+    }
+
+    fn root(&self) -> &Path {
+        self.mountpoint.path()
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        drop(self.mounted.take());
+        self.stopper.stop();
+        let ended = self.server.take().map(thread::JoinHandle::join);
+        assert!(thread::panicking() || ended.is_some_and(|ended| ended.is_ok()));
+    }
+}
+
 #[test]
 fn pjdfstest_gives_the_verdicts_of_ext4() {
     let tmpfs = Elsewhere::mount(&["-t", "tmpfs", "none"]);
@@ -113,4 +168,17 @@ fn pjdfstest_gives_the_verdicts_of_ext4() {
             assert!(tree.answered() > 100, "handlers answered nothing");
         }
     }
+    let start = Instant::now();
+    let served = Served::mount();
+    fs::set_permissions(served.root(), Permissions::from_mode(0o777)).unwrap();
+    compare(&native, served.root(), elsewhere);
+    let report = served.mounted.as_ref().unwrap().report();
+    let answered: u64 = report.opcodes.values().map(guest::answered).sum();
+    println!(
+        "served: as ext4, {:?}, {answered} answered in the kernel",
+        start.elapsed()
+    );
+    let program = report.program.unwrap();
+    assert!(program.attached && program.errors == 0, "{program:?}");
+    assert!(answered > 100 && report.remote.unwrap().round_trips > 100);
 }
