@@ -87,7 +87,7 @@ impl Variant {
     fn usual_names(self) -> usize {
         match self {
             Self::Synthetic(_) => 100_000,
-            // All of them would take a quarter of an hour.
+            // The same number takes an emulator several times as long as all the rest of the suite.
             Self::Served => 50_000,
         }
     }
