@@ -88,7 +88,7 @@ impl Variant {
         match self {
             Self::Synthetic(_) => 100_000,
             // The same number takes an emulator several times as long as all the rest of the suite.
-            Self::Served => 50_000,
+            Self::Served => 40_000,
         }
     }
 
