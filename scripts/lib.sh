@@ -10,6 +10,7 @@
 #   VERSION/headers        what modules for it are built against
 #   VERSION/vmlinuz, VERSION/modules/lib/modules/VERSION
 # target/module/VERSION/   the module, made by build-module
+# target/linux-source.tar.xz  all of Linux, packed, made by setup for tests
 # $EXTFUSE_VM_DIR/         (default target/vm) made by vm
 
 # shellcheck disable=SC2034 # used by those who source this

@@ -62,6 +62,10 @@ pub struct Report {
     pub opcodes: BTreeMap<String, Requests>,
     /// What is in the handlers' maps.
     pub maps: Option<Maps>,
+    /// Nodes that the daemon holds for the maps when the kernel has forgotten them, if it does that. There may be more for
+    /// a moment, and as long as the kernel has inodes of them again.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub held: Option<Fill>,
     /// How it stands with the server, if the directory is one of a server.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub remote: Option<Remote>,
@@ -203,12 +207,12 @@ pub struct Maps {
     pub publish_failures: u64,
 }
 
-/// How full a map is.
+/// How full a map is, or what else has room for so many.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fill {
-    /// Rows in use.
+    /// In use.
     pub used: u64,
-    /// Rows that fit.
+    /// That fit.
     pub capacity: u64,
 }
 
@@ -252,6 +256,7 @@ mod tests {
             custom: vec![],
             opcodes: [("LOOKUP".into(), lookups)].into(),
             maps: None,
+            held: None,
             remote: None,
             warnings: vec![],
         }

@@ -5,5 +5,5 @@ pub(crate) mod kernel;
 pub mod stack;
 pub mod upcalls;
 
-pub use stack::{Stack, StackError, StackOptions};
+pub use stack::{Holding, Stack, StackError, StackOptions};
 pub use upcalls::Upcalls;

@@ -92,6 +92,27 @@ fn what_was_reclaimed_is_found_without_a_question() {
     assert_eq!(lookup, DIRECTORIES * (1 + FILES));
 }
 
+#[test]
+fn how_many_are_held_is_told() {
+    const HELD: u64 = 500;
+    let tree = Tree::mount_source(
+        source(),
+        &["--require-module", "--exclusive", "--hold", &HELD.to_string()],
+    );
+    let held = || tree.report().held.unwrap();
+    assert_eq!((held().used, held().capacity), (0, HELD));
+    walk(&tree.at("0"));
+    reclaim();
+    eventually(|| held().used == 1 + FILES);
+    // All the others, too, but they are more than may be.
+    walk(tree.root());
+    reclaim();
+    eventually(|| upcalls(&tree, "FORGET") >= DIRECTORIES * (1 + FILES));
+    eventually(|| held().used == HELD);
+    let without = Tree::mount(&["--require-module", "--exclusive", "--hold", "0"]);
+    assert_eq!(without.report().held, None);
+}
+
 /// Nodes come and go under the eyes of those who look at them, and while they are changed.
 #[test]
 fn no_more_are_held_than_was_said_and_nobody_notices() {

@@ -29,6 +29,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
+use clap::builder::{RangedU64ValueParser, TypedValueParser};
 use clap::{Parser, Subcommand, ValueEnum};
 
 use cases::Case;
@@ -60,7 +61,7 @@ enum Suite {
     Cpus,
     /// A payload from a server to the application and back: copied, spliced, by sections
     Sections,
-    /// 100 000 names invalidated while two readers look at them
+    /// 100 000 names invalidated while two readers look at them: by their daemon, and by another client of their server
     Storm,
     /// A directory that a server has: extfuse, sshfs and NFS, and the directory itself
     Remote,
@@ -92,6 +93,9 @@ enum Action {
         /// Where the tree is made and the mounts appear
         #[arg(long)]
         base: PathBuf,
+        /// How many names `storm` changes. Default: 100000, of a server 40000
+        #[arg(long, value_name = "N", value_parser = at_least_one())]
+        names: Option<usize>,
         /// A few calls in nanoseconds, without the module: to try the benchmark itself
         #[arg(long)]
         smoke: bool,
@@ -158,6 +162,18 @@ enum Action {
         directories: usize,
         mountpoint: PathBuf,
     },
+    /// The other client of the suite `storm`
+    #[command(hide = true)]
+    StormChanger {
+        server: extfuse::remote::Address,
+        token: PathBuf,
+        names: usize,
+        directories: usize,
+    },
+}
+
+fn at_least_one() -> impl TypedValueParser<Value = usize> {
+    RangedU64ValueParser::new().range(1..)
 }
 
 fn main() -> ExitCode {
@@ -189,9 +205,10 @@ fn act(action: Action) -> Result<()> {
             suites,
             only,
             base,
+            names,
             smoke,
         } => {
-            let rows = run(&suites, Only::new(only), base, smoke)?;
+            let rows = run(&suites, Only::new(only), base, names, smoke)?;
             ensure!(!rows.is_empty(), "no such case");
             print!("{}", report::json(&rows)?);
             Ok(())
@@ -244,6 +261,15 @@ fn act(action: Action) -> Result<()> {
             let layout = Layout { names, directories };
             storm::daemon::run(teller, layout, &mountpoint)
         }
+        Action::StormChanger {
+            server,
+            token,
+            names,
+            directories,
+        } => {
+            let layout = Layout { names, directories };
+            storm::changer::run(server, &token, layout)
+        }
     }
 }
 
@@ -265,6 +291,9 @@ fn table(rows: &[Row], markdown: bool) -> Result<()> {
     for crossing in sections::findings::crossings(rows) {
         println!("{bullet}{crossing}");
     }
+    for comparison in storm::comparisons(rows) {
+        println!("{bullet}{comparison}");
+    }
     for opcodes in requests::opcodes(rows) {
         println!("{bullet}{opcodes}");
     }
@@ -276,6 +305,7 @@ fn table(rows: &[Row], markdown: bool) -> Result<()> {
         scale::aims(rows),
         trivial::aims(rows),
         sections::findings::aims(rows),
+        storm::aims(rows),
         remote::aims(rows),
     ];
     for aim in aims.into_iter().flatten() {
@@ -295,7 +325,7 @@ fn metric(smoke: bool) -> Result<&'static str> {
     Ok("instructions")
 }
 
-fn run(suites: &[Suite], only: Only, base: PathBuf, smoke: bool) -> Result<Vec<Row>> {
+fn run(suites: &[Suite], only: Only, base: PathBuf, names: Option<usize>, smoke: bool) -> Result<Vec<Row>> {
     // Upcalls are the same by whatever clock, and two processors take one that tells time.
     let by_any_clock = |suite: &Suite| matches!(suite, Suite::Cpus | Suite::Workloads);
     let metric = metric(smoke || suites.iter().all(by_any_clock))?;
@@ -346,7 +376,7 @@ fn run(suites: &[Suite], only: Only, base: PathBuf, smoke: bool) -> Result<Vec<R
         rows.append(&mut remote::run(&bench.base, metric, &only, smoke)?);
     }
     if suites.contains(&Suite::Storm) {
-        rows.append(&mut storm::run(&bench.base, metric, smoke)?);
+        rows.append(&mut storm::run(&bench.base, metric, names, smoke)?);
     }
     if suites.contains(&Suite::Workloads) {
         rows.append(&mut requests::run(&bench.base, smoke)?);

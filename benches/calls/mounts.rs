@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::unistd::Pid;
 use serde::Deserialize;
 
 /// The command whose mounts are measured.
@@ -278,6 +279,11 @@ impl Place {
         Ok(Counters(self.status()?.opcodes))
     }
 
+    /// Who serves it.
+    pub fn daemon(&self) -> Result<Pid> {
+        Ok(Pid::from_raw(self.status()?.pid))
+    }
+
     /// Puts the program of the file into the place of the handler of `opcode`.
     pub fn load_handler(&self, opcode: &str, object: &Path) -> Result<()> {
         extfuse(&["handler", "load"], &[&self.path, Path::new(opcode), object]).map(drop)
@@ -340,6 +346,7 @@ impl Drop for Place {
 /// What `extfuse stat --json` prints, as far as it matters here.
 #[derive(Debug, Deserialize)]
 struct Status {
+    pid: i32,
     program: Option<Program>,
     opcodes: BTreeMap<String, Counts>,
 }

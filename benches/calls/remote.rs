@@ -2,7 +2,7 @@
 //! A directory that a server has, seen by a client on the same machine: extfuse beside sshfs, NFS, and the
 //! directory itself.
 
-mod far;
+pub mod far;
 mod meter;
 mod transport;
 

@@ -59,6 +59,15 @@ pub fn counted(upcalls: f64) -> String {
     }
 }
 
+/// A cost: what is small and no whole number with two digits.
+fn amount(cost: f64) -> String {
+    if cost < 100.0 {
+        counted(cost)
+    } else {
+        grouped(cost)
+    }
+}
+
 /// The distinct values of a column, in order of appearance.
 fn distinct<'a>(rows: &'a [Row], column: impl Fn(&'a Row) -> &'a str) -> Vec<&'a str> {
     let mut seen = Vec::new();
@@ -98,8 +107,8 @@ fn cell(rows: &[Row], case: &str, variant: &str) -> String {
         .iter()
         .find(|row| row.case == case && row.variant == variant && is_cost(row));
     let shown = match (cost, value(rows, case, variant, "upcalls")) {
-        (Some(cost), Some(upcalls)) => format!("{} ({})", grouped(cost.value), counted(upcalls)),
-        (Some(cost), None) => grouped(cost.value),
+        (Some(cost), Some(upcalls)) => format!("{} ({})", amount(cost.value), counted(upcalls)),
+        (Some(cost), None) => amount(cost.value),
         (None, Some(upcalls)) => grouped(upcalls),
         (None, None) => "-".into(),
     };

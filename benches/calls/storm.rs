@@ -2,25 +2,26 @@
 //! An invalidation storm: what every name of a large tree stands for changes, and the kernel is told of each,
 //! while two readers look at all of them.
 
+pub mod changer;
 pub mod daemon;
+mod served;
+mod synthetic;
 mod system_calls;
 
 use std::ffi::CString;
-use std::fs;
 use std::hint::black_box;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use clap::ValueEnum;
-use nix::sys::stat::stat;
+use nix::sys::stat::{FileStat, stat};
 
-use crate::mounts::file_system_at;
-use crate::party::Party;
-use crate::report::Row;
+use crate::report::{self, Aim, Row, grouped};
 use crate::tree::c_path;
-use daemon::{Answer, BLOCK, COUNTED_STORM, COUNTS, Layout, STORM, Storm, Teller, now};
+use daemon::{Answer, BLOCK, Layout, Storm, Teller, now};
+use served::Served;
+use synthetic::Synthetic;
 
 const READERS: usize = 2;
 /// Readers go through the names in steps of this prime, not in the order of the storm.
@@ -35,8 +36,93 @@ const COMPUTING: u64 = 500_000_000;
 /// Case, metric, unit, value.
 type Figure = (&'static str, &'static str, String, f64);
 
-fn names(smoke: bool) -> usize {
-    if smoke { 2_000 } else { 100_000 }
+/// In the order of the table.
+const CASES: &[&str] = &[
+    "warm",
+    CHANGED,
+    STORM,
+    "telling",
+    "change",
+    "stat-during",
+    "looks",
+    STALE,
+    "stall",
+    "stall-computing",
+    "again",
+    "system-calls",
+    "calls-receiving",
+    "calls-sending",
+    "calls-handing-over",
+    OTHER_CALLS,
+];
+const SUITE: &str = "storm";
+const CHANGED: &str = "names";
+const STORM: &str = "storm";
+const STALE: &str = "stale";
+const OTHER_CALLS: &str = "calls-others";
+
+/// Names of a storm where it is only tried.
+const FEW_NAMES: usize = 500;
+
+/// Whose names they are, and how the kernel is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Variant {
+    /// A synthetic file system's, which changes them itself.
+    Synthetic(Teller),
+    /// A server's, whose directory is mounted with the module and leases; another client changes them.
+    Served,
+}
+
+const VARIANTS: &[Variant] = &[
+    Variant::Synthetic(Teller::StockNotify),
+    Variant::Synthetic(Teller::Coherent),
+    Variant::Served,
+];
+
+/// Those that need no module.
+const STOCK_VARIANTS: &[Variant] = &[Variant::Synthetic(Teller::StockNotify), Variant::Served];
+
+impl Variant {
+    /// Names of a storm, unless somebody wants another number.
+    fn usual_names(self) -> usize {
+        match self {
+            Self::Synthetic(_) => 100_000,
+            // The same number takes an emulator several times as long as all the rest of the suite.
+            Self::Served => 40_000,
+        }
+    }
+
+    /// The name in tables and in JSON.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Synthetic(teller) => teller.name(),
+            Self::Served => "served",
+        }
+    }
+}
+
+/// How often a name was changed, by what it shows; None if it never was that.
+type Changes = fn(Layout, usize, &FileStat) -> Option<u64>;
+
+/// Names that are seen somewhere, and may be changed.
+trait Names {
+    /// Where they are seen.
+    fn root(&self) -> PathBuf;
+    fn changes(&self) -> Changes;
+    /// LOOKUP and GETATTR that come up to the daemon while somebody looks.
+    fn upcalls(&mut self, look: &mut dyn FnMut() -> Result<()>) -> Result<u64>;
+    /// Changes each of them, and comes back when the kernel has been told of all.
+    fn storm(&mut self) -> Result<Storm>;
+    /// What is asked of storms that nobody sees: the last ones, as nobody looks again.
+    fn unseen(&mut self, metric: &'static str) -> Result<Vec<Figure>>;
+    fn end(self: Box<Self>) -> Result<()>;
+}
+
+fn succeeded(answer: Answer) -> Result<Answer> {
+    match answer.failure {
+        Some(failure) => bail!("who changes: {failure}"),
+        None => Ok(answer),
+    }
 }
 
 /// What a reader has seen.
@@ -49,50 +135,49 @@ struct Seen {
     old: Vec<u64>,
 }
 
-/// A daemon, and its tree.
+/// What a storm goes over.
 struct Mount<'a> {
-    teller: Teller,
+    variant: Variant,
     layout: Layout,
     paths: &'a [CString],
-    daemon: Party,
+    names: Box<dyn Names>,
     /// Storms so far.
     storms: u64,
 }
 
 impl Mount<'_> {
-    fn ask(&mut self, line: &str) -> Result<Answer> {
-        let answer: Answer = self.daemon.ask_for(line)?;
-        match answer.failure {
-            Some(failure) => bail!("the daemon: {failure}"),
-            None => Ok(answer),
-        }
-    }
-
     /// Looks at every name once; it has to stand for what it should. What it takes, and the upcalls.
     fn look(&mut self) -> Result<(u64, u64)> {
-        let before = self.ask(COUNTS)?;
-        let began = now();
-        for (name, path) in self.paths.iter().enumerate() {
-            let node = stat(path.as_c_str()).with_context(|| format!("{path:?}"))?.st_ino;
-            let right = self.layout.node(name, self.storms);
-            ensure!(node == right, "{path:?} is node {node} instead of {right}: stale");
-        }
-        let took = now() - began;
-        let after = self.ask(COUNTS)?;
-        let upcalls = |answer: &Answer| answer.lookups + answer.getattrs;
-        Ok((took, upcalls(&after) - upcalls(&before)))
+        let (layout, paths, storms) = (self.layout, self.paths, self.storms);
+        let changes = self.names.changes();
+        let mut took = 0;
+        let upcalls = self.names.upcalls(&mut || {
+            let began = now();
+            for (name, path) in paths.iter().enumerate() {
+                let shown = stat(path.as_c_str()).with_context(|| format!("{path:?}"))?;
+                let shown = changes(layout, name, &shown);
+                ensure!(
+                    shown == Some(storms),
+                    "{path:?} shows {shown:?} changes instead of {storms}: stale"
+                );
+            }
+            took = now() - began;
+            Ok(())
+        })?;
+        Ok((took, upcalls))
     }
 
     /// Two readers while `what` happens.
     fn read_during<T>(&mut self, what: impl FnOnce(&mut Self) -> Result<T>) -> Result<(T, Vec<Seen>)> {
         let (layout, paths, storms) = (self.layout, self.paths, self.storms);
+        let changes = self.names.changes();
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
             let readers: Vec<_> = (0..READERS)
                 .map(|reader| {
                     let first = reader * layout.names / READERS;
                     let stop = &stop;
-                    scope.spawn(move || read(layout, paths, storms, first, stop))
+                    scope.spawn(move || read(layout, changes, paths, storms, first, stop))
                 })
                 .collect();
             let done = what(self);
@@ -107,7 +192,7 @@ impl Mount<'_> {
 
     fn say(&self, smoke: bool, what: &str, took: u64) {
         if !smoke {
-            eprintln!("{what:8} {:12} {took:13} ns", self.teller.name());
+            eprintln!("{what:8} {:12} {took:13} ns", self.variant.name());
         }
     }
 
@@ -125,7 +210,9 @@ impl Mount<'_> {
         self.look()?;
         let (warm, silent) = self.look()?;
         self.say(smoke, "warm", warm);
-        ensure!(silent == 0, "{silent} upcalls for names that are known");
+        // Of what a server has stock FUSE keeps nothing.
+        let keeps = !smoke || self.variant != Variant::Served;
+        ensure!(!keeps || silent == 0, "{silent} upcalls for names that are known");
 
         let (storm, seen) = self.storm()?;
         let total = storm.ended - storm.began;
@@ -141,50 +228,60 @@ impl Mount<'_> {
         })?;
         let each = |sum: u64, of: u64| sum as f64 / of as f64;
         let per = |what: &str| format!("{metric}/{what}");
-        let during = each(total.saturating_sub(storm.telling), stats);
+        let in_all = || String::from("in all");
         let mut figures = vec![
             ("warm", metric, per("stat"), each(warm, names)),
-            ("storm", metric, metric.into(), total as f64),
-            ("telling", metric, per("name"), each(storm.telling, names)),
-            ("stat-during", metric, per("stat"), during),
+            (CHANGED, "names", "in all".into(), names as f64),
+            (STORM, metric, metric.into(), total as f64),
+            ("looks", "stats", in_all(), stats as f64),
+            (STALE, "stats", in_all(), 0.0),
             ("stall", metric, metric.into(), stall(&seen)),
             ("stall-computing", metric, metric.into(), stall(&computing)),
             ("again", metric, per("stat"), each(again, names)),
             ("again", "upcalls", "upcalls/stat".into(), each(asked, names)),
         ];
+        if let Some(telling) = storm.telling {
+            let during = each(total.saturating_sub(telling), stats);
+            figures.push(("telling", metric, per("name"), each(telling, names)));
+            figures.push(("stat-during", metric, per("stat"), during));
+        }
         if !smoke {
-            // The last one, as nobody looks again.
-            let calls = self
-                .ask(COUNTED_STORM)?
-                .storm
-                .and_then(|storm| storm.system_calls);
-            let calls = calls.context("nobody has counted")?;
-            self.say(smoke, "calls", calls);
-            figures.push(("system-calls", "system calls", "in all".into(), calls as f64));
+            figures.append(&mut self.names.unseen(metric)?);
         }
         Ok(figures)
     }
 
     /// A storm with readers. Nothing that the kernel had been told of was seen as it was before.
     fn storm(&mut self) -> Result<(Storm, Vec<Seen>)> {
-        let (answer, seen) = self.read_during(|mount| mount.ask(STORM))?;
+        let (storm, seen) = self.read_during(|mount| mount.names.storm())?;
         self.storms += 1;
-        let storm = answer.storm.context("there was no storm")?;
+        let mut stale = Vec::new();
         for reader in &seen {
             for (name, old) in reader.old.iter().enumerate() {
                 let told = storm.told.get(name / BLOCK).context("the storm was incomplete")?;
-                ensure!(
-                    old < told,
-                    "{:?} was stale after the kernel had been told",
-                    self.paths[name]
-                );
+                if old >= told {
+                    stale.push(&self.paths[name]);
+                }
             }
         }
+        ensure!(
+            stale.is_empty(),
+            "{} names were stale after the kernel had been told, {:?} among them",
+            stale.len(),
+            stale[0]
+        );
         Ok((storm, seen))
     }
 }
 
-fn read(layout: Layout, paths: &[CString], storms: u64, first: usize, stop: &AtomicBool) -> Result<Seen> {
+fn read(
+    layout: Layout,
+    changes: Changes,
+    paths: &[CString],
+    storms: u64,
+    first: usize,
+    stop: &AtomicBool,
+) -> Result<Seen> {
     let mut seen = Seen {
         stats: 0,
         stall: 0,
@@ -194,15 +291,16 @@ fn read(layout: Layout, paths: &[CString], storms: u64, first: usize, stop: &Ato
     while !stop.load(Ordering::Relaxed) {
         let path = &paths[name];
         let began = now();
-        let node = stat(path.as_c_str()).with_context(|| format!("{path:?}"))?.st_ino;
+        let shown = stat(path.as_c_str()).with_context(|| format!("{path:?}"))?;
         seen.stall = seen.stall.max(now() - began);
         seen.stats += 1;
-        if node == layout.node(name, storms) {
+        let shown = changes(layout, name, &shown);
+        if shown == Some(storms) {
             seen.old[name] = began;
         } else {
             ensure!(
-                node == layout.node(name, storms + 1),
-                "{path:?} is node {node}, which it never was"
+                shown == Some(storms + 1),
+                "{path:?} shows {shown:?} changes in storm {storms}, which it never was"
             );
         }
         name = (name + STEP) % paths.len();
@@ -225,82 +323,104 @@ fn stall(seen: &[Seen]) -> f64 {
 }
 
 /// All rows, ordered by case.
-pub fn run(base: &Path, metric: &'static str, smoke: bool) -> Result<Vec<Row>> {
-    let tellers = match smoke {
-        true => &[Teller::StockNotify][..],
-        false => Teller::value_variants(),
-    };
-    let layout = Layout {
-        names: names(smoke),
-        directories: DIRECTORIES,
-    };
-    let measured: Vec<Vec<Row>> = tellers
-        .iter()
-        .map(|&teller| measure(base, teller, layout, metric, smoke).with_context(|| teller.name()))
-        .collect::<Result<_>>()?;
-    let count = measured[0].len();
-    Ok((0..count)
-        .flat_map(|i| measured.iter().map(move |rows| rows[i].clone()))
-        .collect())
+pub fn run(base: &Path, metric: &'static str, names: Option<usize>, smoke: bool) -> Result<Vec<Row>> {
+    let variants = if smoke { STOCK_VARIANTS } else { VARIANTS };
+    let mut rows = Vec::new();
+    for variant in variants {
+        let usual = if smoke { FEW_NAMES } else { variant.usual_names() };
+        let layout = Layout {
+            names: names.unwrap_or(usual),
+            directories: DIRECTORIES,
+        };
+        let measured = measure(base, *variant, layout, metric, smoke);
+        rows.append(&mut measured.with_context(|| variant.name())?);
+    }
+    let of = |case: &'static str| rows.iter().filter(move |row: &&Row| row.case == case);
+    Ok(CASES.iter().copied().flat_map(of).cloned().collect())
 }
 
 fn measure(
     base: &Path,
-    teller: Teller,
+    variant: Variant,
     layout: Layout,
     metric: &'static str,
     smoke: bool,
 ) -> Result<Vec<Row>> {
-    let mountpoint = base.join("storm");
-    fs::create_dir_all(&mountpoint)?;
-    let numbers = [layout.names, layout.directories].map(|number| number.to_string());
-    let arguments = [
-        "storm-daemon",
-        teller.name(),
-        &numbers[0],
-        &numbers[1],
-        mountpoint.to_str().context("not UTF-8")?,
-    ];
-    let (daemon, _): (Party, String) = Party::start("daemon", &arguments)?;
-    let wanted = match teller {
-        Teller::StockNotify => "fuse",
-        Teller::Coherent => "extfuse",
+    let base = base.join("storm").join(variant.name());
+    let names: Box<dyn Names> = match variant {
+        Variant::Synthetic(teller) => Box::new(Synthetic::start(teller, &base, layout)?),
+        Variant::Served => Box::new(Served::start(&base, layout, smoke)?),
     };
-    let found = file_system_at(&mountpoint)?.unwrap_or_default();
-    ensure!(
-        found.split('.').next() == Some(wanted),
-        "{found} is mounted instead of {wanted}"
-    );
-    std::env::set_current_dir(&mountpoint)?;
+    std::env::set_current_dir(names.root())?;
     let paths: Vec<CString> = (0..layout.names)
         .map(|name| c_path(Path::new(&layout.path(name))))
         .collect::<Result<_>>()?;
     let mut mount = Mount {
-        teller,
+        variant,
         layout,
         paths: &paths,
-        daemon,
+        names,
         storms: 0,
     };
     let rows = mount.figures(metric, smoke).map(|figures| {
         figures
             .into_iter()
             .map(|(case, metric, unit, value)| Row {
-                suite: "storm".into(),
+                suite: SUITE.into(),
                 case: case.into(),
-                variant: teller.name().into(),
+                variant: variant.name().into(),
                 metric: metric.into(),
-                unit,
-                value: if metric == "upcalls" {
-                    (value * 1000.0).round() / 1000.0
-                } else {
-                    value.round()
+                value: match metric {
+                    "upcalls" | "system calls" => (value * 1000.0).round() / 1000.0,
+                    _ => value.round(),
                 },
+                unit,
             })
             .collect()
     });
     // A mount that is somebody's current directory could not be unmounted.
     std::env::set_current_dir("/")?;
-    mount.daemon.end()?;
+    mount.names.end()?;
     rows
+}
+
+/// What a storm costs beside one that stock FUSE is told of.
+pub fn comparisons(rows: &[Row]) -> Vec<String> {
+    let rows = report::of_suite(rows, SUITE);
+    let stock = VARIANTS[0].name();
+    let compared = [
+        (STORM, " a name", true),
+        ("telling", " a name", false),
+        ("stall", "", false),
+    ];
+    let compare = |(case, what, divided): (&str, &str, bool)| -> Vec<String> {
+        let cost = |variant| {
+            let names = report::value(&rows, CHANGED, variant, "names")?;
+            let cost = report::value(&rows, case, variant, "instructions")?;
+            Some(if divided { cost / names } else { cost })
+        };
+        let others = VARIANTS[1..].iter().map(|variant| variant.name());
+        let ratios = others.filter_map(|variant| Some((variant, cost(variant)? / cost(stock)?)));
+        ratios
+            .map(|(variant, ratio)| format!("{case}{what}, {variant}: {ratio:.3} of {stock}"))
+            .collect()
+    };
+    compared.into_iter().flat_map(compare).collect()
+}
+
+/// What is meant to be.
+pub fn aims(rows: &[Row]) -> Vec<Aim> {
+    let rows = report::of_suite(rows, SUITE);
+    let served = Variant::Served.name();
+    let stale = report::value(&rows, STALE, served, "stats").map(|stale| Aim {
+        text: format!("{STALE}, {served}: {} stats, at most 0", grouped(stale)),
+        met: stale == 0.0,
+    });
+    // The lease is kept all the time.
+    let limit = 0.01;
+    let others = report::value(&rows, OTHER_CALLS, served, "system calls").map(|calls| Aim {
+        text: format!("{OTHER_CALLS}, {served}: {calls} system calls a name, at most {limit}"),
+        met: calls <= limit,
+    });
+    stale.into_iter().chain(others).collect()
 }

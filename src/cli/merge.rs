@@ -151,7 +151,12 @@ pub fn mount(spec: &Path, how: How, supervisor: Supervisor) -> anyhow::Result<Se
                 }
                 None => merged,
             };
-            Ok((merged, Sources { upcalls, remote }))
+            let sources = Sources {
+                upcalls,
+                remote,
+                holding: None,
+            };
+            Ok((merged, sources))
         },
     )?)
 }

@@ -334,6 +334,7 @@ pub fn mount(
         let sources = Sources {
             upcalls: Some(remote.upcalls()),
             remote: Some(remote.connection().figures()),
+            holding: None,
         };
         Ok((remote, sources))
     })?;

@@ -68,12 +68,18 @@ fn table(report: &Report) -> String {
     for handler in &report.custom {
         line("", &format!("{}: {}", handler.opcode, whose(handler)));
     }
+    let fill = |fill: Fill| format!("{} of {}", fill.used, fill.capacity);
     if let Some(maps) = &report.maps {
-        let fill = |fill: Fill| format!("{} of {}", fill.used, fill.capacity);
         line("names", &fill(maps.entries));
         line("attributes", &fill(maps.attrs));
         line("xattrs", &fill(maps.xattrs));
         line("not written", &maps.publish_failures.to_string());
+    }
+    if let Some(held) = report.held {
+        line(
+            "held",
+            &format!("{} nodes that the kernel has forgotten", fill(held)),
+        );
     }
     if let Some(remote) = &report.remote {
         line("server", &server(remote));
@@ -236,6 +242,7 @@ mod tests {
             custom: vec![],
             opcodes: [("LOOKUP".into(), row), ("READ".into(), row)].into(),
             maps: None,
+            held: None,
             remote: None,
             warnings: vec![],
         }
@@ -275,6 +282,18 @@ mod tests {
         let text = table(&report);
         assert!(text.contains("1000 B through it, 2.0 KiB from the spool\n"));
         assert!(text.contains("spool        5.0 MiB of 1.0 GiB, 7 of 9 reads found there, 1 not kept\n"));
+    }
+
+    #[test]
+    fn nodes_that_are_held_are_shown_where_some_may_be() {
+        let mut report = report(Mode::Extfuse, Requests::default());
+        assert!(!table(&report).contains("held"));
+        report.held = Some(Fill {
+            used: 900,
+            capacity: 65536,
+        });
+        let text = table(&report);
+        assert!(text.contains("held         900 of 65536 nodes that the kernel has forgotten\n"));
     }
 
     #[test]

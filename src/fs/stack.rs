@@ -61,7 +61,7 @@ use crate::sys::at;
 pub use self::attributes::SetAttr;
 pub use self::data::Opened;
 pub use self::directory::DirEntry;
-pub use self::held::Hold;
+pub use self::held::{Hold, Holding};
 pub use self::table::Inode;
 pub use self::xattr::XattrReply;
 pub use crate::sys::creds::Caller;
@@ -259,6 +259,16 @@ impl Stack {
     #[must_use]
     pub fn nodes(&self) -> usize {
         self.nodes.len()
+    }
+
+    /// Who tells how many nodes are held when the kernel has forgotten them; None if none are.
+    #[must_use]
+    pub fn holding(&self) -> Option<Holding> {
+        let hold = self.held.as_ref().and(self.options.hold.as_ref())?;
+        Some(Holding {
+            table: Arc::downgrade(&self.nodes),
+            most: hold.nodes,
+        })
     }
 
     /// The inode of a node.

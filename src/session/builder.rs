@@ -163,10 +163,10 @@ fn stack(
         }),
     };
     let stack = Stack::new(source, options)?;
-    let upcalls = stack.upcalls();
     let sources = Sources {
-        upcalls: Some(upcalls),
+        upcalls: Some(stack.upcalls()),
         remote: None,
+        holding: stack.holding(),
     };
     Ok((stack, sources))
 }

@@ -10,7 +10,7 @@ use super::Unmounter;
 use super::handlers::Handlers;
 use super::start::Sources;
 use crate::abi;
-use crate::control::{Daemon, Handler, Mode, Refusal, Report, Requests};
+use crate::control::{Daemon, Fill, Handler, Mode, Refusal, Report, Requests};
 use crate::ebpf::Object;
 use crate::fs::Upcalls;
 use crate::sys::mount::Flavor;
@@ -74,6 +74,10 @@ impl Facts {
             }),
             opcodes,
             maps: self.handlers.as_ref().map(Handlers::maps),
+            held: self.sources.holding.as_ref().map(|holding| Fill {
+                used: holding.nodes() as u64,
+                capacity: holding.most as u64,
+            }),
             remote: self.sources.remote.as_ref().map(|source| source.remote()),
             warnings: self.warnings.clone(),
         }

@@ -14,7 +14,7 @@ use super::handlers::{Handlers, Wanted};
 use super::report::{Facts, Told};
 use super::{Session, SessionError, Supervisor, Unmounter};
 use crate::control::{Server, TellsRemote};
-use crate::fs::Upcalls;
+use crate::fs::{Holding, Upcalls};
 use crate::sys::mount::{Flavor, Parameters};
 use crate::sys::mountinfo::Location;
 
@@ -43,6 +43,8 @@ pub struct Sources {
     pub upcalls: Option<Arc<Upcalls>>,
     /// What knows of its server, if it has one.
     pub remote: Option<Arc<dyn TellsRemote>>,
+    /// What knows of the nodes that are held when the kernel has forgotten them, if any are.
+    pub holding: Option<Holding>,
 }
 
 impl Plan {

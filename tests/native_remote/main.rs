@@ -19,6 +19,7 @@ mod link;
 mod locker;
 mod locks;
 mod postgres;
+mod programs;
 mod serving;
 mod spoiled;
 #[path = "../common/spoiler.rs"]

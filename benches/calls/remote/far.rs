@@ -175,6 +175,14 @@ impl Far {
         Ok(mount)
     }
 
+    /// Where `extfuse serve` listens, and the file of its token.
+    pub fn reached(&self) -> Option<(&str, &Path)> {
+        match &self.server {
+            Some(Server::Extfuse { address, token, .. }) => Some((address, token)),
+            _ => None,
+        }
+    }
+
     /// The processes that serve a mount that is there.
     pub fn processes(&self) -> Result<Vec<Pid>> {
         let found = match &self.server {
@@ -320,6 +328,11 @@ impl Mount {
             "{found:?} is mounted instead of {wanted}"
         );
         Ok(())
+    }
+
+    /// The daemon of `extfuse mount`.
+    pub fn daemon(&self) -> Result<Pid> {
+        self.place.as_ref().context("nobody has a daemon there")?.daemon()
     }
 
     /// The counters now; none where nobody counts.

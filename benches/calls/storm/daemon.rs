@@ -53,7 +53,8 @@ pub struct Layout {
 }
 
 impl Layout {
-    fn directory_of(self, name: usize) -> usize {
+    /// The directory of a name.
+    pub fn directory_of(self, name: usize) -> usize {
         name % self.directories
     }
 
@@ -69,6 +70,13 @@ impl Layout {
     /// What a name stands for after so many changes: another file each time.
     pub fn node(self, name: usize, changes: u64) -> u64 {
         2 + self.directories as u64 + name as u64 + changes * self.names as u64
+    }
+
+    /// How often it was changed, if it stands for this node; None if it never does.
+    pub fn changes(self, name: usize, node: u64) -> Option<u64> {
+        let since = node.checked_sub(self.node(name, 0))?;
+        let names = self.names as u64;
+        since.is_multiple_of(names).then_some(since / names)
     }
 }
 
@@ -178,8 +186,8 @@ pub struct Answer {
 pub struct Storm {
     pub began: u64,
     pub ended: u64,
-    /// Processor time of who told.
-    pub telling: u64,
+    /// Processor time of who told, if that is one thread and does nothing else.
+    pub telling: Option<u64>,
     /// When the kernel had been told of all names of a block.
     pub told: Vec<u64>,
     pub system_calls: Option<u64>,
@@ -218,7 +226,7 @@ fn storm(truth: &Truth, told: &Told, leaves: &[String], counted: bool) -> Result
         storm.told.push(now());
     }
     storm.ended = now();
-    storm.telling = time(ClockId::CLOCK_THREAD_CPUTIME_ID) - telling;
+    storm.telling = Some(time(ClockId::CLOCK_THREAD_CPUTIME_ID) - telling);
     Ok(storm)
 }
 

@@ -36,6 +36,22 @@ pub struct Hold {
     pub device: Weak<Device<OwnedFd>>,
 }
 
+/// How many nodes are held, for as long as there is the file system. It keeps none of them.
+#[derive(Clone, Debug)]
+pub struct Holding {
+    pub(super) table: Weak<NodeTable>,
+    /// [`Hold::nodes`].
+    pub most: usize,
+}
+
+impl Holding {
+    /// Nodes that the kernel has forgotten and that are known still, just now.
+    #[must_use]
+    pub fn nodes(&self) -> usize {
+        self.table.upgrade().map_or(0, |table| table.longest().1)
+    }
+}
+
 /// Between two looks at what was in use: at a node without a name at first, and, at most, at anything.
 const SOON: Duration = Duration::from_millis(10);
 const LATE: Duration = Duration::from_secs(1);
