@@ -12,6 +12,7 @@ use std::ffi::CString;
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -167,19 +168,23 @@ impl Mount<'_> {
         Ok((took, upcalls))
     }
 
-    /// Two readers while `what` happens.
+    /// Two readers while `what` happens. Each has looked once before that begins.
     fn read_during<T>(&mut self, what: impl FnOnce(&mut Self) -> Result<T>) -> Result<(T, Vec<Seen>)> {
         let (layout, paths, storms) = (self.layout, self.paths, self.storms);
         let changes = self.names.changes();
         let stop = AtomicBool::new(false);
+        // Nothing is ever sent: it ends when nobody has the other end any more.
+        let (preparing, prepared) = channel::<()>();
         thread::scope(|scope| {
             let readers: Vec<_> = (0..READERS)
                 .map(|reader| {
                     let first = reader * layout.names / READERS;
-                    let stop = &stop;
-                    scope.spawn(move || read(layout, changes, paths, storms, first, stop))
+                    let (stop, preparing) = (&stop, preparing.clone());
+                    scope.spawn(move || read(layout, changes, paths, storms, first, preparing, stop))
                 })
                 .collect();
+            drop(preparing);
+            let _ = prepared.recv();
             let done = what(self);
             stop.store(true, Ordering::Relaxed);
             let seen = readers
@@ -280,8 +285,10 @@ fn read(
     paths: &[CString],
     storms: u64,
     first: usize,
+    preparing: Sender<()>,
     stop: &AtomicBool,
 ) -> Result<Seen> {
+    let mut preparing = Some(preparing);
     let mut seen = Seen {
         stats: 0,
         stall: 0,
@@ -294,6 +301,7 @@ fn read(
         let shown = stat(path.as_c_str()).with_context(|| format!("{path:?}"))?;
         seen.stall = seen.stall.max(now() - began);
         seen.stats += 1;
+        drop(preparing.take());
         let shown = changes(layout, name, &shown);
         if shown == Some(storms) {
             seen.old[name] = began;
