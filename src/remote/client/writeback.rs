@@ -98,6 +98,8 @@ impl Node {
 #[derive(Debug, Default)]
 struct Queue {
     nodes: HashMap<u64, Node>,
+    /// Those that have something to wait for.
+    late: HashSet<u64>,
     /// Nodes that may have something to send.
     ready: VecDeque<u64>,
     bytes: usize,
@@ -171,6 +173,7 @@ impl WriteBack {
         queue.bytes += data.len();
         queue.next += 1;
         let number = queue.next;
+        queue.late.insert(about.node);
         let node = queue.nodes.entry(about.node).or_default();
         match node.writes.back_mut() {
             Some(last) if last.goes_on(about, data.len()) => {
@@ -192,9 +195,7 @@ impl WriteBack {
 
     /// The nodes that have something to wait for.
     pub fn late(&self) -> HashSet<u64> {
-        let queue = self.shared.queue.lock();
-        let late = queue.nodes.iter().filter(|(_, node)| !node.writes.is_empty());
-        late.map(|(number, _)| *number).collect()
+        self.shared.queue.lock().late.clone()
     }
 
     /// Waits until all that was written to a node before is done. Whether there was anything.
@@ -312,6 +313,9 @@ impl Shared {
             let more = of.writes.len();
             if of.is_idle() {
                 queue.nodes.remove(&node);
+            }
+            if more == 0 {
+                queue.late.remove(&node);
             }
             // Those that waited for this one.
             queue.ready.extend(std::iter::repeat_n(node, more.min(SENDERS)));
