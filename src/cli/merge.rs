@@ -154,7 +154,7 @@ pub fn mount(spec: &Path, how: How, supervisor: Supervisor) -> anyhow::Result<Se
             let sources = Sources {
                 upcalls,
                 remote,
-                holding: None,
+                ..Sources::default()
             };
             Ok((merged, sources))
         },

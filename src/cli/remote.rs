@@ -334,7 +334,7 @@ pub fn mount(
         let sources = Sources {
             upcalls: Some(remote.upcalls()),
             remote: Some(remote.connection().figures()),
-            holding: None,
+            ..Sources::default()
         };
         Ok((remote, sources))
     })?;

@@ -165,8 +165,8 @@ fn stack(
     let stack = Stack::new(source, options)?;
     let sources = Sources {
         upcalls: Some(stack.upcalls()),
-        remote: None,
         holding: stack.holding(),
+        ..Sources::default()
     };
     Ok((stack, sources))
 }
