@@ -18,7 +18,7 @@ use std::thread;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::stat::{FileStat, stat};
 
-use crate::report::{self, Aim, Row, grouped};
+use crate::report::{self, Aim, Row};
 use crate::tree::c_path;
 use daemon::{Answer, BLOCK, Layout, Storm, Teller, now};
 use served::Served;
@@ -46,7 +46,6 @@ const CASES: &[&str] = &[
     "change",
     "stat-during",
     "looks",
-    STALE,
     "stall",
     "stall-computing",
     "again",
@@ -59,7 +58,6 @@ const CASES: &[&str] = &[
 const SUITE: &str = "storm";
 const CHANGED: &str = "names";
 const STORM: &str = "storm";
-const STALE: &str = "stale";
 const OTHER_CALLS: &str = "calls-others";
 
 /// Names of a storm where it is only tried.
@@ -239,7 +237,6 @@ impl Mount<'_> {
             (CHANGED, "names", "in all".into(), names as f64),
             (STORM, metric, metric.into(), total as f64),
             ("looks", "stats", in_all(), stats as f64),
-            (STALE, "stats", in_all(), 0.0),
             ("stall", metric, metric.into(), stall(&seen)),
             ("stall-computing", metric, metric.into(), stall(&computing)),
             ("again", metric, per("stat"), each(again, names)),
@@ -420,15 +417,13 @@ pub fn comparisons(rows: &[Row]) -> Vec<String> {
 pub fn aims(rows: &[Row]) -> Vec<Aim> {
     let rows = report::of_suite(rows, SUITE);
     let served = Variant::Served.name();
-    let stale = report::value(&rows, STALE, served, "stats").map(|stale| Aim {
-        text: format!("{STALE}, {served}: {} stats, at most 0", grouped(stale)),
-        met: stale == 0.0,
-    });
     // The lease is kept all the time.
     let limit = 0.01;
-    let others = report::value(&rows, OTHER_CALLS, served, "system calls").map(|calls| Aim {
-        text: format!("{OTHER_CALLS}, {served}: {calls} system calls a name, at most {limit}"),
-        met: calls <= limit,
-    });
-    stale.into_iter().chain(others).collect()
+    report::value(&rows, OTHER_CALLS, served, "system calls")
+        .map(|calls| Aim {
+            text: format!("{OTHER_CALLS}, {served}: {calls} system calls a name, at most {limit}"),
+            met: calls <= limit,
+        })
+        .into_iter()
+        .collect()
 }
