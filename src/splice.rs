@@ -5,6 +5,7 @@
 //! current position (`struct fuse_bufvec`), and [`copy()`] moves bytes from one row to another. A [`Merge`]
 //! is one file whose ranges come from different sources.
 
+pub mod answer;
 pub mod buf;
 pub mod channel;
 pub mod copy;
@@ -16,11 +17,13 @@ pub mod mount;
 pub mod paths;
 pub mod pipe;
 mod sections;
+mod spliced;
 mod transfer;
 
+pub(crate) use answer::Unanswered;
+pub use answer::{FILL_FROM, Read, ReplyError, Way};
 pub use buf::{BufFlags, CopyFlags, Fd, FuseBuf, FuseBufVec, Mem};
-pub(crate) use channel::Unanswered;
-pub use channel::{Channel, ChannelError, FILL_FROM, Read, ReplyError, Way};
+pub use channel::{Channel, ChannelError};
 pub use copy::{SectionEnded, copy};
 pub use drain::{Drain, DrainError, WITHHELD, drain};
 pub use merge::{Merge, MergeBuilder, MergeError, Source};

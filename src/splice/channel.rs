@@ -36,7 +36,7 @@
 //! }
 //! ```
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -47,136 +47,18 @@ use fuser::{FopenFlags, InitFlags, KernelConfig, ReplyData, WriteFlags};
 use nix::errno::Errno;
 use thiserror::Error;
 
-use super::buf::{CopyFlags, FuseBuf, FuseBufVec};
+use super::answer::{FILL_FROM, Read, ReplyError, SPLICE_FROM, STAGE_TO, Unanswered, Way};
+use super::buf::{FuseBuf, FuseBufVec};
 use super::drain::WITHHELD;
 use super::incoming::{Incoming, Room, is_begun};
-use super::pipe::{Pipe, with_pipe};
 use crate::abi::{self, Commit, Wire};
 use crate::ebpf::{Context, Object, context};
 use crate::sys::device::Device;
-use crate::sys::pipe::page_size;
 use crate::sys::stream::{self, Deadline};
-
-/// From how many bytes on [`Way::Auto`] fills, where sections are there: at 4 KiB it is no faster than
-/// copying, at 32 KiB it is (`docs/benchmarks.md`).
-pub const FILL_FROM: usize = 16 << 10;
-/// Up to how many bytes it stages instead, where all that comes from descriptors comes from local sockets:
-/// from those the module receives through a buffer of its own, which at 1 MiB matters no more.
-pub const STAGE_TO: usize = 128 << 10;
-/// From how many bytes on it splices, where they are not.
-pub const SPLICE_FROM: usize = 16 << 10;
 
 /// From how many bytes on it is cheaper to send a withheld payload than one that came with its WRITE, and
 /// the default of [`MountOptions::withhold_from`](super::MountOptions): the two cross between 11 and 14 KiB.
 pub const WITHHOLD_FROM: u32 = 16 << 10;
-
-/// How the payload of an answer gets from its sources to the kernel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Way {
-    /// By what is there, by size, and by whether the sources are local (AF_UNIX) sockets: see
-    /// [`FILL_FROM`], [`STAGE_TO`] and [`SPLICE_FROM`].
-    #[default]
-    Auto,
-    /// Through memory of the daemon.
-    Copy,
-    /// Through a pipe: its data and the header of the answer put into it, then all of it into the device,
-    /// in one call. [`Copy`](Self::Copy) if that was not [negotiated](Channel::negotiate), or a checksum is
-    /// wanted; and of what does not fit into the pipe or cannot be spliced. A file that is spliced must not
-    /// change until the answer is there.
-    Splice,
-    /// Through a pipe into the request, which waits for the check. Needs sections; else as
-    /// [`Auto`](Self::Auto), and so do the other two.
-    Stage,
-    /// By the module, straight into the request, which waits for the check.
-    Fill,
-    /// The same, and the last section ends the request in the same call. Safe with a
-    /// [gate](Channel::with_gate): the program has accepted every section then, and where it is not there
-    /// (any more) the check is asked. Without one **nobody is asked**, unless the module isn't there.
-    FillCommit,
-}
-
-/// A READ, and how to answer it.
-#[derive(Clone, Copy, Debug)]
-pub struct Read {
-    /// Its id ([`fuser::Request::unique`]).
-    pub unique: u64,
-    /// How many bytes it wants.
-    pub size: u32,
-    /// The way.
-    pub way: Way,
-    /// Whether the check wants to know the CRC32C of each buffer's payload.
-    pub crc: bool,
-}
-
-impl Read {
-    /// Without checksums.
-    #[must_use]
-    pub fn new(unique: u64, size: u32) -> Self {
-        Self {
-            unique,
-            size,
-            way: Way::Auto,
-            crc: false,
-        }
-    }
-
-    /// By this way.
-    #[must_use]
-    pub fn way(self, way: Way) -> Self {
-        Self { way, ..self }
-    }
-
-    /// With the CRC32C of each buffer's payload, or without.
-    #[must_use]
-    pub fn crc(self, crc: bool) -> Self {
-        Self { crc, ..self }
-    }
-}
-
-/// Why a READ was not answered with its payload. The application got an error.
-#[derive(Debug, Error)]
-pub enum ReplyError {
-    /// The check said so, or the program at the gate, and all was received.
-    #[error("the answer was refused: {}", .0.desc())]
-    Refused(Errno),
-    /// A source failed. Where it is a stream, it is somewhere inside a frame, and of no more use; as are
-    /// those of the buffers behind it, if their frames have been asked for.
-    #[error("buffer {buf} failed after {done} bytes: {error}")]
-    Broken {
-        /// Index of the buffer.
-        buf: usize,
-        /// Bytes of its frame (header, payload and footer) that are gone from the source.
-        done: usize,
-        /// Why. ETIMEDOUT, `UnexpectedEof` and ENODATA (the source ended) are some.
-        error: io::Error,
-    },
-    /// Nobody waits for the answer any more: the connection was aborted. Streams as above.
-    #[error("buffer {buf}, after {done} bytes: nobody waits for the answer any more")]
-    Gone {
-        /// Index of the buffer.
-        buf: usize,
-        /// Bytes of its frame that are gone from the source.
-        done: usize,
-    },
-    /// The kernel did not take it, and all was received.
-    #[error("the answer was not taken: {0}")]
-    Device(io::Error),
-}
-
-impl ReplyError {
-    /// Whether all frames were received: then streams can be used for the next one.
-    #[must_use]
-    pub fn is_in_step(&self) -> bool {
-        matches!(self, Self::Refused(_) | Self::Device(_))
-    }
-
-    fn errno(&self) -> Errno {
-        match self {
-            Self::Refused(errno) => *errno,
-            _ => Errno::EIO,
-        }
-    }
-}
 
 /// What became of the payload.
 pub(super) enum Gathered {
@@ -186,42 +68,6 @@ pub(super) enum Gathered {
     Staged(u32),
     /// It has been answered.
     Answered,
-}
-
-/// A READ that waits for its answer, for as many tries as it takes: of one that was refused or broke off nobody sees
-/// anything.
-#[derive(Debug)]
-pub(crate) struct Unanswered {
-    reply: ReplyData,
-    read: Read,
-    /// The kernel has sections of an answer that was refused. They are what an empty reply would commit, and data beside
-    /// them an error: so another answer takes their place, and says how long it is.
-    staged: bool,
-}
-
-impl Unanswered {
-    /// One that nobody has tried to answer yet.
-    pub fn new(read: Read, reply: ReplyData) -> Self {
-        let staged = false;
-        Self { reply, read, staged }
-    }
-
-    /// The reply object, for any answer.
-    ///
-    /// # Errors
-    ///
-    /// Itself, if data needs the [channel](Channel::answer).
-    pub fn into_reply(self) -> Result<ReplyData, Self> {
-        match self.staged {
-            false => Ok(self.reply),
-            true => Err(self),
-        }
-    }
-
-    /// The application gets this.
-    pub fn error(self, errno: Errno) {
-        self.reply.error(fuser::Errno::from_i32(errno as i32));
-    }
 }
 
 /// The device of a mount, for answers and payloads beside what fuser does with it. A clone is the same.
@@ -434,31 +280,10 @@ impl Channel {
         let mut room = Room::new();
         let mut incoming = Incoming::new(bufs, deadline);
         if way == Way::Splice {
-            // Each fragment of a socket's data takes a slot.
-            let wanted = incoming.bufs.size() + incoming.bufs.size() / 2 + 16 * page_size();
             let mut check = Some(check);
-            let mut spliced = None;
-            // An error is that no pipe is to be had: then all of it goes by memory.
-            let _ = with_pipe(wanted, |pipe| {
-                let mut result = self.splice(&read, &mut incoming, pipe, &mut check);
-                if !matches!(result, Ok(Spliced::Answered)) {
-                    pipe.poison();
-                }
-                if let Ok(Spliced::Left(len)) = result {
-                    match pipe.take() {
-                        Ok(left) => {
-                            room.append(left.get(left.len().saturating_sub(len)..).unwrap_or_default());
-                        }
-                        Err(error) => result = Err(ReplyError::Device(error)),
-                    }
-                }
-                spliced = Some(result);
-                Ok(())
-            });
-            match spliced {
-                Some(Ok(Spliced::Answered)) => return Ok(Gathered::Answered),
-                Some(Err(error)) => return Err(error),
-                Some(Ok(Spliced::Left(_))) | None => {}
+            let device = &self.0.device;
+            if super::spliced::gather(device, read.unique, &mut incoming, &mut room, &mut check)? {
+                return Ok(Gathered::Answered);
             }
             self.to_memory(&mut incoming, &mut room, &mut Vec::new())?;
             if let Some(check) = check {
@@ -495,63 +320,6 @@ impl Channel {
                 done: incoming.done,
                 error,
             })
-    }
-
-    /// Header and payload into the pipe, the check, and the pipe into the device.
-    fn splice<'a, C>(
-        &self,
-        read: &Read,
-        incoming: &mut Incoming<'_, 'a>,
-        pipe: &mut Pipe,
-        check: &mut Option<C>,
-    ) -> Result<Spliced, ReplyError>
-    where
-        C: FnOnce(&FuseBufVec<'a>, &[Option<u32>]) -> Result<(), Errno>,
-    {
-        // Both numbers are checked: is_sound().
-        let wanted = incoming.bufs.size();
-        let header = out_header(wanted, read.unique);
-        let headed = pipe.vmsplice(&[IoSlice::new(&header)], CopyFlags::SPLICE_NONBLOCK);
-        if !headed.is_ok_and(|n| n == OUT_HEADER) {
-            return Ok(Spliced::Left(0));
-        }
-        let held = |pipe: &Pipe| {
-            let held = pipe.held().map_err(ReplyError::Device)?;
-            Ok(held.saturating_sub(OUT_HEADER))
-        };
-        match incoming.splice_to(pipe) {
-            Ok(true) => {}
-            Ok(false) => return held(pipe).map(Spliced::Left),
-            Err(error) => {
-                return Err(ReplyError::Broken {
-                    buf: incoming.bufs.idx,
-                    done: incoming.done,
-                    error,
-                });
-            }
-        }
-        let payload = held(pipe)?;
-        if payload != wanted {
-            // The end of the file, and the header says another length.
-            return Ok(Spliced::Left(payload));
-        }
-        if let Some(check) = check.take() {
-            let none = vec![None; incoming.bufs.count()];
-            check(incoming.bufs, &none).map_err(ReplyError::Refused)?;
-        }
-        let message = OUT_HEADER + payload;
-        let sent = pipe.drain(&*self.0.device, None, message, CopyFlags::empty());
-        match sent {
-            Ok(n) if n == message => Ok(Spliced::Answered),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Err(ReplyError::Gone {
-                buf: incoming.bufs.idx,
-                done: 0,
-            }),
-            // The message is whole in the pipe, or its request is not there any more.
-            Err(_) if pipe.held().is_ok_and(|held| held == message) => Ok(Spliced::Left(payload)),
-            Err(error) => Err(ReplyError::Device(error)),
-            Ok(_) => Err(ReplyError::Device(io::ErrorKind::WriteZero.into())),
-        }
     }
 
     /// The way that an answer goes.
@@ -651,24 +419,6 @@ fn set_up(device: &OwnedFd, withhold: Option<u32>) -> io::Result<Option<u64>> {
         Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-enum Spliced {
-    Answered,
-    /// Not, and so many bytes of payload are in the pipe.
-    Left(usize),
-}
-
-/// Bytes of a `fuse_out_header`.
-const OUT_HEADER: usize = 16;
-
-/// Without error. The length is that of a READ's answer at most, which fits.
-fn out_header(payload: usize, unique: u64) -> [u8; OUT_HEADER] {
-    let length = u32::try_from(OUT_HEADER + payload).unwrap_or(u32::MAX);
-    let mut header = [0; OUT_HEADER];
-    header[..4].copy_from_slice(&length.to_ne_bytes());
-    header[8..].copy_from_slice(&unique.to_ne_bytes());
-    header
 }
 
 /// Whether the buffers are what their flags say, and no more than is wanted.

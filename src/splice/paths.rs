@@ -14,8 +14,8 @@ use nix::errno::Errno;
 
 pub use served::Paths;
 
+use super::answer::Way;
 use super::buf::FuseBufVec;
-use super::channel::Way;
 use super::mount::{MountOptions, Mounted, mount};
 use crate::session::SessionError;
 

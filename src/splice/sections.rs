@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use nix::errno::Errno;
 use nix::poll::PollFlags;
 
+use super::answer::{Read, ReplyError, Way};
 use super::buf::{BufFlags, FuseBuf, FuseBufVec, Mem};
-use super::channel::{Read, ReplyError, Way};
 use super::copy::invalid;
 use super::incoming::{goes_through_memory, splice_some, stream};
 use super::pipe::with_pipe;

@@ -15,8 +15,8 @@ use fuser::{
 };
 use nix::errno::Errno;
 
+use super::super::answer::{Read, ReplyError};
 use super::super::buf::FuseBufVec;
-use super::super::channel::{Read, ReplyError};
 use super::served::{Changes, Paths};
 use super::{Caller, PathFilesystem, Result};
 use crate::sys::stream;
