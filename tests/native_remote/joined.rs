@@ -2,99 +2,16 @@
 //! Connections that join a session.
 
 use std::fs;
-use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use extfuse::remote::server::Options;
-use extfuse::remote::wire::message::{
-    Data, Empty, Hello, Lookup, Open, Read, Release, SessionId, SetAttr, Versions, Wanted,
-};
-use extfuse::remote::wire::{
-    Export, Flags, FrameReader, FrameWriter, Header, Kind, Name, Reply, Request, Side, Sizes,
-};
+use extfuse::remote::wire::message::{Data, Empty, Read, Release, SessionId, SetAttr, Wanted};
+use extfuse::remote::wire::{Flags, Kind, Reply, Request};
 use nix::errno::Errno;
 
-use crate::clients::{Inside, is_closed};
+use crate::clients::Inside;
 use crate::common::{Scratch, eventually};
-
-/// A connection that asks one thing after the other.
-struct Line {
-    stream: TcpStream,
-    next: u64,
-}
-
-impl Line {
-    /// The connection, and what became of its greeting.
-    fn greet(server: &Inside, session: Wanted) -> (Self, Result<SessionId, Errno>) {
-        Self::greet_and(server, session, false)
-    }
-
-    /// The same, of a client that keeps what it is told, or does not.
-    fn greet_and(server: &Inside, session: Wanted, keeps: bool) -> (Self, Result<SessionId, Errno>) {
-        let mut line = Self {
-            stream: server.connect(),
-            next: 0,
-        };
-        let hello = Request::Hello(Hello {
-            versions: Versions { min: 1, max: 1 },
-            sizes: Sizes::default(),
-            nonce: [1; 32],
-            export: Export::new("").unwrap(),
-            session,
-            keeps,
-        });
-        let said = line.ask((0, 0), &hello).map(|(_, payload)| {
-            let header = Header::request(Kind::Hello, 1).reply();
-            match Reply::decode(&header, &payload).unwrap() {
-                Reply::Hello(hello) => hello.session,
-                other => panic!("{other:?}"),
-            }
-        });
-        (line, said)
-    }
-
-    fn new(server: &Inside) -> (Self, SessionId) {
-        let (line, session) = Self::greet(server, Wanted::New);
-        (line, session.unwrap())
-    }
-
-    fn send(&mut self, (node, handle): (u64, u64), request: &Request<'_>) {
-        self.next += 1;
-        let header = Header {
-            node,
-            handle,
-            ..Header::request(request.kind(), self.next)
-        };
-        FrameWriter::new(&self.stream, Side::Client)
-            .write_frame(&header, 0, &[&request.payload().unwrap()])
-            .unwrap();
-    }
-
-    fn ask(&mut self, of: (u64, u64), request: &Request<'_>) -> Result<(Header, Vec<u8>), Errno> {
-        self.send(of, request);
-        let mut payload = Vec::new();
-        let mut reader = FrameReader::new(&self.stream, Side::Server);
-        let header = reader.read_frame(&mut payload).unwrap().unwrap().header;
-        assert_eq!(header.request, self.next);
-        payload.truncate(header.length as usize);
-        header.error().map_or(Ok((header, payload)), Err)
-    }
-
-    /// Node and handle of a file of the root.
-    fn open(&mut self, name: &str) -> (u64, u64) {
-        let name = Name::new(name.as_bytes()).unwrap();
-        let (header, payload) = self.ask((1, 0), &Request::Lookup(Lookup { name })).unwrap();
-        let Reply::Lookup(entry) = Reply::decode(&header, &payload).unwrap() else {
-            unreachable!()
-        };
-        let open = Request::Open(Open { flags: 0 });
-        let (header, payload) = self.ask((entry.node, 0), &open).unwrap();
-        let Reply::Open(opened) = Reply::decode(&header, &payload).unwrap() else {
-            unreachable!()
-        };
-        (entry.node, opened.handle)
-    }
-}
+use crate::line::Line;
 
 fn read(line: &mut Line, file: (u64, u64)) -> Result<Vec<u8>, Errno> {
     let (header, payload) = line.ask(file, &Request::Read(Read { size: 1 << 20 }))?;
@@ -115,9 +32,9 @@ fn a_joined_connection_reads_what_the_session_has_open_and_does_nothing_else() {
         ..Options::default()
     };
     let server = Inside::start(&scratch.source(), options);
-    let (mut own, session) = Line::new(&server);
+    let (mut own, session) = Line::new(&server.address);
     let file = own.open("file");
-    let (mut joined, its) = Line::greet(&server, Wanted::Joined(session));
+    let (mut joined, its) = Line::greet(&server.address, Wanted::Joined(session));
     assert_eq!(its, Ok(session));
     assert!(read(&mut joined, file).unwrap() == bytes);
     joined.ask((0, 0), &Request::Ping(Empty)).unwrap();
@@ -132,10 +49,10 @@ fn a_joined_connection_reads_what_the_session_has_open_and_does_nothing_else() {
         (file, release.clone()),
         ((1, 0), Request::Opendir(Empty)),
     ] {
-        let (mut joined, its) = Line::greet(&server, Wanted::Joined(session));
+        let (mut joined, its) = Line::greet(&server.address, Wanted::Joined(session));
         assert_eq!(its, Ok(session));
         joined.send(of, &request);
-        assert!(is_closed(&joined.stream), "{request:?}");
+        assert!(joined.is_closed(), "{request:?}");
     }
     own.ask((1, 0), &Request::Getattr(Empty)).unwrap();
     assert!(read(&mut own, (1, 77)).is_err());
@@ -145,10 +62,10 @@ fn a_joined_connection_reads_what_the_session_has_open_and_does_nothing_else() {
 fn a_session_takes_so_many_connections_and_they_end_with_it() {
     let scratch = Scratch::new();
     let server = Inside::start(&scratch.source(), Options::default());
-    let (_stranger, refused) = Line::greet(&server, Wanted::Joined(SessionId([7; 16])));
+    let (_stranger, refused) = Line::greet(&server.address, Wanted::Joined(SessionId([7; 16])));
     assert_eq!(refused, Err(Errno::ESTALE));
-    let (mut own, session) = Line::new(&server);
-    let join = || Line::greet(&server, Wanted::Joined(session));
+    let (mut own, session) = Line::new(&server.address);
+    let join = || Line::greet(&server.address, Wanted::Joined(session));
     let mut joined: Vec<_> = (0..16).map(|_| join()).collect();
     assert!(joined.iter().all(|(_, its)| *its == Ok(session)));
     assert_eq!(join().1, Err(Errno::EMFILE));
@@ -157,7 +74,7 @@ fn a_session_takes_so_many_connections_and_they_end_with_it() {
 
     own.ask((0, 0), &Request::Goodbye(Empty)).unwrap();
     for (line, _) in &joined {
-        assert!(is_closed(&line.stream));
+        assert!(line.is_closed());
     }
     eventually(|| join().1 == Err(Errno::ESTALE));
 }
@@ -174,7 +91,7 @@ fn what_a_joined_connection_tells_a_client_that_is_about_to_go_on_may_not_be_kep
         ..Options::default()
     };
     let server = Inside::start(&scratch.source(), options);
-    let keeping = |session| Line::greet_and(&server, session, true);
+    let keeping = |session| Line::greet_and(&server.address, session, true);
     let (mut own, session) = keeping(Wanted::New);
     let session = session.unwrap();
     let file = own.open("file");
@@ -197,9 +114,7 @@ fn what_a_joined_connection_tells_a_client_that_is_about_to_go_on_may_not_be_kep
     });
     let start = Instant::now();
     own.send((its_other, 0), &truncate);
-    let mut payload = Vec::new();
-    let mut reader = FrameReader::new(&deaf.stream, Side::Server);
-    let told = reader.read_frame(&mut payload).unwrap().unwrap().header;
+    let (told, _) = deaf.receive().unwrap();
     assert_eq!(told.kind, Kind::Invalidate);
     // Its client goes on elsewhere meanwhile, and is told so.
     let (mut again, its) = keeping(Wanted::Resumed(session));

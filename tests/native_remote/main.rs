@@ -13,6 +13,7 @@ mod dice;
 mod exerciser;
 mod fuzz;
 mod joined;
+mod line;
 #[path = "../common/link.rs"]
 #[allow(dead_code, reason = "only breaking is of interest here")]
 mod link;

@@ -11,14 +11,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use extfuse::remote::server::{Export as Exported, Options, Server, Stopper};
-use extfuse::remote::wire::message::{Hello, Lookup, Open, Read, Versions, Wanted};
-use extfuse::remote::wire::{
-    Export, Flags, FrameReader, FrameWriter, Header, Kind, Name, Reply, Request, Side, Sizes, WireError,
-};
+use extfuse::remote::wire::message::{Read, SessionId, Wanted};
+use extfuse::remote::wire::{Export, Flags, Kind, Request, WireError};
 use extfuse::remote::{Address, Stream};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 use crate::common::{PATIENCE, Scratch};
+use crate::line::{Line, Of};
 
 /// Longer than a file may be without a version after a change.
 const SETTLED: Duration = Duration::from_millis(3500);
@@ -79,94 +78,37 @@ impl Drop for Scene {
     }
 }
 
-struct Line {
-    stream: Stream,
-    next: u64,
+/// A session of its own, with its connection, and node and handle of the file there.
+fn own(address: &Address) -> (Line, SessionId, Of) {
+    let (mut own, session) = Line::new(address);
+    let file = own.open("file");
+    (own, session, file)
 }
 
-impl Line {
-    fn greet(address: &Address, session: Wanted) -> (Self, extfuse::remote::wire::message::SessionId) {
-        let mut line = Self {
-            stream: address.connect(PATIENCE).unwrap(),
-            next: 0,
-        };
-        let hello = Request::Hello(Hello {
-            versions: Versions { min: 1, max: 1 },
-            sizes: Sizes::default(),
-            nonce: [1; 32],
-            export: Export::new("").unwrap(),
-            session,
-            keeps: false,
-        });
-        line.send((0, 0), 0, Flags::empty(), &hello);
-        let (header, payload) = line.receive().unwrap();
-        let Ok(Reply::Hello(hello)) = Reply::decode(&header, &payload) else {
-            panic!("{header:?}")
-        };
-        (line, hello.session)
-    }
+/// A connection of that session for READs.
+fn join(address: &Address, session: SessionId) -> Line {
+    let (line, joined) = Line::greet(address, Wanted::Joined(session));
+    assert_eq!(joined, Ok(session));
+    line
+}
 
-    fn send(&mut self, (node, handle): (u64, u64), offset: u64, flags: Flags, request: &Request<'_>) {
-        self.next += 1;
-        let header = Header {
-            flags,
-            node,
-            handle,
-            offset,
-            ..Header::request(request.kind(), self.next)
-        };
-        FrameWriter::new(&self.stream, Side::Client)
-            .write_frame(&header, 0, &[&request.payload().unwrap()])
-            .unwrap();
-    }
+fn ask(line: &mut Line, file: Of, offset: u64, size: u32, flags: Flags) {
+    line.send_at(file, offset, flags, &Request::Read(Read { size }));
+}
 
-    fn receive(&mut self) -> Result<(Header, Vec<u8>), WireError> {
-        let mut payload = Vec::new();
-        let mut reader = FrameReader::new(&self.stream, Side::Server);
-        let header = reader
-            .read_frame(&mut payload)?
-            .ok_or(WireError::Truncated)?
-            .header;
-        payload.truncate(header.length as usize);
-        Ok((header, payload))
-    }
-
-    /// One for everything, and node and handle of the file there.
-    fn own(address: &Address) -> (Self, extfuse::remote::wire::message::SessionId, (u64, u64)) {
-        let (mut own, session) = Self::greet(address, Wanted::New);
-        let name = Name::new(*b"file").unwrap();
-        own.send((1, 0), 0, Flags::empty(), &Request::Lookup(Lookup { name }));
-        let (header, payload) = own.receive().unwrap();
-        let Ok(Reply::Lookup(entry)) = Reply::decode(&header, &payload) else {
-            panic!("{header:?}")
-        };
-        let open = Request::Open(Open { flags: 0 });
-        own.send((entry.node, 0), 0, Flags::empty(), &open);
-        let (header, payload) = own.receive().unwrap();
-        let Ok(Reply::Open(opened)) = Reply::decode(&header, &payload) else {
-            panic!("{header:?}")
-        };
-        (own, session, (entry.node, opened.handle))
-    }
-
-    fn ask(&mut self, file: (u64, u64), offset: u64, size: u32, flags: Flags) {
-        self.send(file, offset, flags, &Request::Read(Read { size }));
-    }
-
-    fn read(&mut self, file: (u64, u64), offset: u64, size: u32, flags: Flags) -> Result<Vec<u8>, WireError> {
-        self.ask(file, offset, size, flags);
-        let (header, payload) = self.receive()?;
-        assert_eq!((header.kind, header.status), (Kind::Read, 0));
-        Ok(payload)
-    }
+fn read(line: &mut Line, file: Of, offset: u64, size: u32, flags: Flags) -> Result<Vec<u8>, WireError> {
+    ask(line, file, offset, size, flags);
+    let (header, payload) = line.receive()?;
+    assert_eq!((header.kind, header.status), (Kind::Read, 0));
+    Ok(payload)
 }
 
 #[test]
 fn what_is_read_again_is_the_same_wherever_it_begins_and_ends() {
     let scene = Scene::new(&Options::default());
     for address in &scene.addresses {
-        let (_own, session, file) = Line::own(address);
-        let (mut line, _) = Line::greet(address, Wanted::Joined(session));
+        let (_own, session, file) = own(address);
+        let mut line = join(address, session);
         for round in 0..3 {
             for (offset, size) in [
                 (0, 1 << 20),
@@ -180,9 +122,7 @@ fn what_is_read_again_is_the_same_wherever_it_begins_and_ends() {
                 (300_001, 4096),
             ] {
                 let end = scene.bytes.len().min(offset + size);
-                let read = line
-                    .read(file, offset as u64, size as u32, Flags::KNOWN_CRC)
-                    .unwrap();
+                let read = read(&mut line, file, offset as u64, size as u32, Flags::KNOWN_CRC).unwrap();
                 assert!(read == scene.bytes[offset..end], "{round}: {offset}, {size}");
             }
         }
@@ -209,20 +149,20 @@ fn what_changes_without_a_sign_is_found_out_and_read_anew() {
     store(100_000, 0xaa);
     thread::sleep(SETTLED);
     for address in &scene.addresses {
-        let (_own, session, file) = Line::own(address);
-        let join = || Line::greet(address, Wanted::Joined(session)).0;
+        let (_own, session, file) = own(address);
+        let join = || join(address, session);
         let mut line = join();
         // The server looks at it, and then it need not.
-        assert!(line.read(file, 0, 1 << 20, Flags::KNOWN_CRC).unwrap() == right);
-        assert!(line.read(file, 0, 1 << 20, Flags::KNOWN_CRC).unwrap() == right);
+        assert!(read(&mut line, file, 0, 1 << 20, Flags::KNOWN_CRC).unwrap() == right);
+        assert!(read(&mut line, file, 0, 1 << 20, Flags::KNOWN_CRC).unwrap() == right);
         right[100_000] ^= 1;
         store(100_000, right[100_000]);
-        let damaged = line.read(file, 0, 1 << 20, Flags::KNOWN_CRC);
+        let damaged = read(&mut line, file, 0, 1 << 20, Flags::KNOWN_CRC);
         assert!(matches!(damaged, Err(WireError::PayloadCrc)), "{damaged:?}");
         // Whoever does not say that it need not look is none the worse; and after that, nobody is.
         let mut line = join();
-        assert!(line.read(file, 0, 1 << 20, Flags::empty()).unwrap() == right);
-        assert!(line.read(file, 0, 1 << 20, Flags::KNOWN_CRC).unwrap() == right);
+        assert!(read(&mut line, file, 0, 1 << 20, Flags::empty()).unwrap() == right);
+        assert!(read(&mut line, file, 0, 1 << 20, Flags::KNOWN_CRC).unwrap() == right);
     }
     // SAFETY: the whole mapping, which nobody uses any more.
     unsafe { munmap(map, LENGTH).unwrap() };
@@ -234,24 +174,24 @@ fn what_was_changed_is_read_anew() {
     let source = scene.file();
     let mut right = scene.bytes.clone();
     for address in &scene.addresses {
-        let (_own, session, file) = Line::own(address);
-        let (mut line, _) = Line::greet(address, Wanted::Joined(session));
+        let (_own, session, file) = own(address);
+        let mut line = join(address, session);
         for round in 0..50_u8 {
-            assert!(line.read(file, 0, 1 << 20, Flags::KNOWN_CRC).unwrap() == right);
+            assert!(read(&mut line, file, 0, 1 << 20, Flags::KNOWN_CRC).unwrap() == right);
             right[200_000] = round;
             source.write_all_at(&[round], 200_000).unwrap();
         }
         thread::sleep(SETTLED);
         for _ in 0..3 {
-            assert!(line.read(file, 0, 1 << 20, Flags::KNOWN_CRC).unwrap() == right);
+            assert!(read(&mut line, file, 0, 1 << 20, Flags::KNOWN_CRC).unwrap() == right);
         }
     }
 }
 
 /// As many as the sockets hold, and then the server waits.
-fn ask_for_much(line: &mut Line, file: (u64, u64)) {
+fn ask_for_much(line: &mut Line, file: Of) {
     for _ in 0..60 {
-        line.ask(file, 0, 1 << 20, Flags::KNOWN_CRC);
+        ask(line, file, 0, 1 << 20, Flags::KNOWN_CRC);
     }
 }
 
@@ -261,9 +201,9 @@ fn a_file_that_is_cut_short_while_it_is_sent_costs_a_connection() {
     for address in &scene.addresses {
         fs::write(scene.scratch.source().join("file"), &scene.bytes).unwrap();
         thread::sleep(SETTLED);
-        let (_own, session, file) = Line::own(address);
-        let (mut line, _) = Line::greet(address, Wanted::Joined(session));
-        assert!(line.read(file, 0, 1 << 20, Flags::KNOWN_CRC).unwrap() == scene.bytes);
+        let (_own, session, file) = own(address);
+        let mut line = join(address, session);
+        assert!(read(&mut line, file, 0, 1 << 20, Flags::KNOWN_CRC).unwrap() == scene.bytes);
         ask_for_much(&mut line, file);
         thread::sleep(Duration::from_millis(500));
         scene.file().set_len(5000).unwrap();
@@ -286,13 +226,10 @@ fn a_file_that_is_cut_short_while_it_is_sent_costs_a_connection() {
             "{error}"
         );
         // That was the last frame, though more were asked for.
-        let mut rest = Vec::new();
-        line.stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let ended = (&line.stream).read_to_end(&mut rest);
-        assert!(ended.is_ok() || ended.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset));
+        assert!(line.is_closed());
         assert!(start.elapsed() < PATIENCE);
-        let (mut line, _) = Line::greet(address, Wanted::Joined(session));
-        let read = line.read(file, 0, 1 << 20, Flags::empty()).unwrap();
+        let mut line = join(address, session);
+        let read = read(&mut line, file, 0, 1 << 20, Flags::empty()).unwrap();
         assert!(read == scene.bytes[..5000]);
     }
 }
@@ -311,10 +248,10 @@ fn a_file_that_has_another_version_before_it_is_sent_costs_a_connection() {
     let mut scene = Scene::new(&Options::default());
     grow(&mut scene);
     let address = &scene.addresses[1];
-    let (_own, session, file) = Line::own(address);
-    let (mut line, _) = Line::greet(address, Wanted::Joined(session));
-    assert!(line.read(file, 0, 1 << 20, Flags::KNOWN_CRC).unwrap() == scene.bytes);
-    line.ask(file, 0, 1 << 20, Flags::KNOWN_CRC);
+    let (_own, session, file) = own(address);
+    let mut line = join(address, session);
+    assert!(read(&mut line, file, 0, 1 << 20, Flags::KNOWN_CRC).unwrap() == scene.bytes);
+    ask(&mut line, file, 0, 1 << 20, Flags::KNOWN_CRC);
     thread::sleep(Duration::from_millis(500));
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o640);
     scene.file().set_permissions(mode).unwrap();
@@ -332,9 +269,9 @@ fn who_takes_nothing_or_a_little_is_not_waited_for() {
     grow(&mut scene);
     for trickles in [false, true] {
         let address = &scene.addresses[1];
-        let (_own, session, file) = Line::own(address);
-        let (mut line, _) = Line::greet(address, Wanted::Joined(session));
-        assert!(line.read(file, 0, 1 << 20, Flags::KNOWN_CRC).unwrap() == scene.bytes);
+        let (_own, session, file) = own(address);
+        let mut line = join(address, session);
+        assert!(read(&mut line, file, 0, 1 << 20, Flags::KNOWN_CRC).unwrap() == scene.bytes);
         ask_for_much(&mut line, file);
         let start = Instant::now();
         let Stream::Unix(mut stream) = line.stream.try_clone().unwrap() else {
@@ -370,9 +307,9 @@ fn a_server_without_memory_for_them_serves_all_the_same() {
         ..Options::default()
     };
     let scene = Scene::new(&options);
-    let (_own, session, file) = Line::own(&scene.addresses[0]);
-    let (mut line, _) = Line::greet(&scene.addresses[0], Wanted::Joined(session));
+    let (_own, session, file) = own(&scene.addresses[0]);
+    let mut line = join(&scene.addresses[0], session);
     for _ in 0..3 {
-        assert!(line.read(file, 0, 1 << 20, Flags::KNOWN_CRC).unwrap() == scene.bytes);
+        assert!(read(&mut line, file, 0, 1 << 20, Flags::KNOWN_CRC).unwrap() == scene.bytes);
     }
 }
