@@ -2,6 +2,7 @@
 //! Raw system calls and ioctls: the only `unsafe` beside the skeleton.
 
 pub mod at;
+pub mod bdi;
 pub mod bpf;
 pub mod creds;
 pub mod device;

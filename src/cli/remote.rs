@@ -54,8 +54,12 @@ pub struct Line {
     spool: Option<Wanted>,
     /// How many bytes of copies there are at most, with K, M, G or T; those that were not used for the longest time make
     /// room. A file larger than a quarter of it is not kept. Default: 256M in memory, 10G in a directory
-    #[arg(long, value_name = "BYTES", value_parser = bytes, requires = "spool")]
+    #[arg(long, value_name = "BYTES", value_parser = spool_size, requires = "spool")]
     spool_size: Option<u64>,
+    /// How far the kernel reads ahead of who reads a file from one end to the other, with K or M; 0: not at all. Up
+    /// to 1M is one request. Default: 1M; only root's mounts have more than 128K
+    #[arg(long, value_name = "BYTES", value_parser = read_ahead)]
+    read_ahead: Option<u32>,
     /// Let write(2) return before the server has the data: what else is done here waits for it, others see it when the file
     /// is closed or brought to the disk, and close(2) or fsync(2) tell of errors
     #[arg(long)]
@@ -84,6 +88,26 @@ fn place(text: OsString) -> Wanted {
 /// The least that a spool is good for: a few chunks.
 const LEAST_SPOOL: u64 = 1 << 20;
 
+fn spool_size(text: &str) -> Result<u64, String> {
+    match bytes(text)? {
+        bytes if bytes >= LEAST_SPOOL => Ok(bytes),
+        _ => Err("at least 1M expected".into()),
+    }
+}
+
+/// What one READ holds at most. A round trip then costs little beside its bytes.
+const READ_AHEAD: u32 = 1 << 20;
+
+/// More would only be pages that nobody may ask for.
+const MOST_READ_AHEAD: u64 = 64 << 20;
+
+fn read_ahead(text: &str) -> Result<u32, String> {
+    match bytes(text)? {
+        bytes if bytes <= MOST_READ_AHEAD => Ok(bytes as u32),
+        _ => Err("at most 64M expected".into()),
+    }
+}
+
 fn bytes(text: &str) -> Result<u64, String> {
     let (digits, shift) = match text.as_bytes().last() {
         Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
@@ -94,11 +118,7 @@ fn bytes(text: &str) -> Result<u64, String> {
     };
     let number = digits.parse::<u64>().ok().filter(|_| !digits.starts_with('+'));
     let bytes = number.and_then(|number| number.checked_mul(1 << shift));
-    match bytes {
-        Some(bytes) if bytes >= LEAST_SPOOL => Ok(bytes),
-        Some(_) => Err("at least 1M expected".into()),
-        None => Err("a number of bytes expected, such as 512M".into()),
-    }
+    bytes.ok_or_else(|| "a number of bytes expected, such as 512M".into())
 }
 
 /// Whose locks exclude each other.
@@ -198,6 +218,7 @@ impl Line {
             || self.consistency.is_some()
             || self.on_disconnect.is_some()
             || self.spool.is_some()
+            || self.read_ahead.is_some()
             || self.writeback
             || self.locks.is_some()
     }
@@ -303,6 +324,7 @@ pub fn mount(
         allow_other: options.allow_other,
         read_only: options.read_only || connection.is_read_only(),
         max_read: options.max_read,
+        read_ahead: Some(line.read_ahead.unwrap_or(READ_AHEAD)),
         threads: how.threads.map_or(8, usize::from),
         valid,
         entry_attributes: false,

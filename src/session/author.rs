@@ -59,6 +59,9 @@ pub struct MountOptions {
     pub read_only: bool,
     /// The largest READ, in bytes.
     pub max_read: Option<u32>,
+    /// How far the kernel reads ahead of who reads one byte after the other, in bytes: as long as the round trip is
+    /// long. None: 128 KiB, as everywhere. What a READ may hold, and `max_read`, still stand. Needs root: who is not has 128 KiB.
+    pub read_ahead: Option<u32>,
     /// How many threads answer requests; at least one.
     pub threads: usize,
     /// How long what the file system answers may be kept, if its own timeouts are shorter; ended by changes
@@ -92,6 +95,7 @@ impl Default for MountOptions {
             allow_other: None,
             read_only: false,
             max_read: None,
+            read_ahead: None,
             // As many as fuser has: not every file system expects to be called by several.
             threads: 1,
             valid: None,
@@ -252,6 +256,7 @@ pub fn mount_counted<FS: Filesystem>(
             holds_nodes: options.holds_nodes,
         }),
         require_module: options.require_module,
+        read_ahead: options.read_ahead,
         threads: options.threads.max(1),
         supervisor,
     };

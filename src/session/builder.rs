@@ -116,6 +116,7 @@ impl Builder {
                 holds_nodes: hold > 0,
             }),
             require_module: self.require_module,
+            read_ahead: None,
             threads: self.threads,
             supervisor: self.supervisor,
         };

@@ -15,6 +15,7 @@ use super::report::{Facts, Told};
 use super::{Session, SessionError, Supervisor, Unmounter};
 use crate::control::{Server, TellsRemote};
 use crate::fs::{Holding, Upcalls};
+use crate::sys::bdi;
 use crate::sys::mount::{Flavor, Parameters};
 use crate::sys::mountinfo::Location;
 
@@ -29,6 +30,8 @@ pub(super) struct Plan {
     pub handlers: Option<Wanted>,
     /// Handlers, too.
     pub require_module: bool,
+    /// In bytes; None: as the kernel has it.
+    pub read_ahead: Option<u32>,
     pub threads: usize,
     pub supervisor: Option<Supervisor>,
 }
@@ -88,6 +91,12 @@ impl Plan {
         // The kernel has decided already who may ask: see fuse_allow_current_process.
         let engine = fuser::Session::from_fd(filesystem, device, SessionACL::All, config)
             .map_err(SessionError::Handshake)?;
+
+        if let Some(bytes) = self.read_ahead
+            && let Err(error) = bdi::set_read_ahead(guard.mount.dev, bytes)
+        {
+            tracing::debug!("the kernel reads ahead as it does by itself: {error}");
+        }
 
         let facts = Arc::new(Facts {
             source: self.source,

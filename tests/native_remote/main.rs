@@ -42,7 +42,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use common::{EXTFUSE, Mounted, PATIENCE, Scratch, eventually, extfuse, one_line};
+use common::{EXTFUSE, Mounted, PATIENCE, Scratch, eventually, extfuse, one_line, refusal};
 use exerciser::in_every_mode;
 use link::Link;
 use nix::sys::signal::{Signal, kill};
@@ -191,6 +191,41 @@ fn a_tree_is_made_and_changed_and_is_on_the_server_as_the_client_sees_it() {
         here.blocks(),
         nix::sys::statvfs::statvfs(&scratch.source()).unwrap().blocks()
     );
+}
+
+#[test]
+fn what_is_read_on_comes_in_few_reads() {
+    let scratch = Scratch::new();
+    fs::write(scratch.source().join("large"), vec![7; 16 << 20]).unwrap();
+    let served = Served::tcp(&scratch.source(), &[]);
+    let reads = |more: &[&str]| {
+        let mounted = mount(&served.url(), &scratch, more);
+        let mut file = File::open(mounted.join("large")).unwrap();
+        let mut page = [0; 4096];
+        for _ in 0..(16 << 20) / page.len() {
+            file.read_exact(&mut page).unwrap();
+            assert_eq!(page, [7; 4096]);
+        }
+        mounted.report().opcodes["READ"].upcalls
+    };
+    let (usual, less, none) = (
+        reads(&[]),
+        reads(&["--read-ahead", "256K"]),
+        reads(&["--read-ahead", "0"]),
+    );
+    // It begins with less.
+    assert!((16..32).contains(&usual), "{usual}");
+    assert!((64..80).contains(&less), "{less}");
+    assert_eq!(none, 4096);
+    for (wrong, why) in [
+        ("65M", "at most 64M"),
+        ("-1", "'-1'"),
+        ("much", "a number of bytes"),
+    ] {
+        let at = scratch.mountpoint();
+        let said = refusal(2, &["mount", "--read-ahead", wrong, &served.url(), text(&at)]);
+        assert!(said.contains(why), "{said}");
+    }
 }
 
 #[test]

@@ -64,7 +64,7 @@ struct State {
     fetching: BTreeSet<u32>,
     /// Chunks that were asked for once, and not fetched.
     touched: BTreeSet<u32>,
-    /// Where the last READ has ended.
+    /// Where the last READ ends that was one of many.
     next: u64,
     used: u64,
     backing: Option<Backing>,
@@ -220,13 +220,16 @@ impl Copy {
     pub fn is_worth_it(&self, range: &Range<u64>, chunks: &RangeInclusive<u32>, size: u64) -> bool {
         const SMALL: u64 = 1 << 20;
         const LARGE_READ: u64 = 64 << 10;
+        // What is read ahead comes in several READs at the same time, and not always in their order.
+        const LARGEST_READ: u64 = 1 << 20;
         let mut state = self.lock();
-        let close = range.start.abs_diff(state.next) <= CHUNK;
+        let close = range.start.abs_diff(state.next) < LARGEST_READ;
         let here = state
             .content
             .as_ref()
             .is_some_and(|(_, content)| content.chunks.contains_key(chunks.start()));
         if size <= SMALL || range.end - range.start >= LARGE_READ || close || here {
+            state.next = range.end;
             return true;
         }
         // Who reads that much at random is not remembered for ever.
@@ -377,7 +380,6 @@ impl Copy {
             if state.content(generation).is_none() {
                 return false;
             }
-            state.next = range.end;
             state.used = now;
             state.content.as_ref().map(|(key, _)| *key)
         };
