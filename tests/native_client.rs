@@ -47,6 +47,7 @@ impl Peer {
                 read_only: false,
                 requests: 32,
                 keep_ms: None,
+                reads_nodes: false,
             }),
         );
         peer

@@ -73,7 +73,7 @@ pub struct Serve {
     /// The same for a group
     #[arg(long, value_name = "CLIENT:HERE", value_parser = pair)]
     map_group: Vec<(u32, u32)>,
-    /// Files and directories that a client may have open at the same time; default: 65536
+    /// Files and directories that a client may have open here at the same time; default: 65536
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_open: Option<u32>,
     /// Files and directories that a client's kernel may remember at the same time, each with a descriptor here; default:

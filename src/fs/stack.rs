@@ -45,7 +45,6 @@ use nix::fcntl::OFlag;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, SFlag};
 
-use self::data::OpenFile;
 use self::directory::OpenDir;
 use self::handles::Handles;
 use self::held::Held;
@@ -59,7 +58,7 @@ use crate::fs::kernel::stack_depth;
 use crate::sys::at;
 
 pub use self::attributes::SetAttr;
-pub use self::data::Opened;
+pub use self::data::{OpenFile, Opened};
 pub use self::directory::DirEntry;
 pub use self::held::{Hold, Holding};
 pub use self::table::Inode;

@@ -12,6 +12,7 @@ mod keeper;
 mod kept;
 mod line;
 mod locks;
+mod opens;
 mod questions;
 mod spool;
 mod writeback;

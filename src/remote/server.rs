@@ -56,6 +56,7 @@ use super::wire::{Export as ExportName, Sizes};
 use super::{Address, Stream};
 use crate::fs::{Stack, StackError, StackOptions};
 use crate::session::DEFAULT_TTL;
+use crate::sys::process::{Capability, has_capability};
 
 /// How soon an accept that failed for want of descriptors or memory is tried again.
 const BREATH: Duration = Duration::from_millis(100);
@@ -120,7 +121,8 @@ pub struct Options {
     pub connections: usize,
     /// Connections that are not served yet at the same time; for a further one the oldest is closed.
     pub strangers: usize,
-    /// Files and directories that a client may have open at the same time. Each has a descriptor here.
+    /// Files and directories that a client may have open here at the same time. Each has a descriptor. What is only read
+    /// a client need not open, if we may read any file.
     pub open: usize,
     /// Nodes that a client may know at the same time: those that its kernel remembers. Each has a descriptor, too.
     pub nodes: usize,
@@ -236,6 +238,8 @@ struct Shared {
     exports: Vec<Export>,
     credentials: RwLock<Credentials>,
     options: Options,
+    /// No file is refused us, so that nobody has to open one to know that he may read it.
+    reads_nodes: bool,
     leases: Arc<Leases>,
     releases: Arc<Releases>,
     sums: Sums,
@@ -368,6 +372,7 @@ impl Server {
                 }),
                 leases: Arc::new(Leases::new(options.lease, options.told, not_before)),
                 releases: Arc::default(),
+                reads_nodes: has_capability(Capability::DacReadSearch),
                 sums: Sums::new(options.sums),
                 exports,
                 options,

@@ -91,6 +91,8 @@ pub fn exit_now(code: i32) -> ! {
 /// A capability that this program asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Capability {
+    /// Reading any file, and searching any directory.
+    DacReadSearch = 2,
     /// Mounting, backing files.
     SysAdmin = 21,
     /// Raising limits.

@@ -167,6 +167,7 @@ pub fn client_hears_what_is_no_data(authority: &Authority, identity: &Identity) 
                         read_only: false,
                         requests: 32,
                         keep_ms: None,
+                        reads_nodes: false,
                     });
                     let reply = frame(&hello.reply(), Side::Server, &reply.payload().unwrap());
                     let _ = stream.write_all(&reply);

@@ -203,12 +203,24 @@ fn who_has_not_greeted_is_served_nothing_and_who_has_not_twice() {
     let known = server.greeted();
     send(&known, header, &getattr);
     assert!(receive(&known).1.is_some());
-    // A node that it was not given, and a handle.
+    // Nodes that it was not given, and a handle; and what is no file to read.
     send(&known, Header { node: 77, ..header }, &getattr);
     assert_eq!(receive(&known).0.status, libc::ESTALE as u32);
     let read = Request::Read(ReadRequest { size: 5 });
-    send(&known, Header::request(read.kind(), 2), &read);
-    assert_eq!(receive(&known).0.status, libc::EBADF as u32);
+    for (node, handle, status) in [
+        (0, 0, libc::ESTALE),
+        (77, 0, libc::ESTALE),
+        (1, 77, libc::EBADF),
+        (1, 0, libc::EINVAL),
+    ] {
+        let header = Header {
+            node,
+            handle,
+            ..Header::request(read.kind(), 2)
+        };
+        send(&known, header, &read);
+        assert_eq!(receive(&known).0.status, status as u32, "{node}, {handle}");
+    }
     // A pipe would keep a thread for good.
     let open = Request::Open(Open {
         flags: libc::O_RDONLY,
@@ -248,7 +260,7 @@ fn who_has_not_greeted_is_served_nothing_and_who_has_not_twice() {
     let below = Request::Lookup(wire::message::Lookup {
         name: wire::Name::new("passwd").unwrap(),
     });
-    for (request, node) in [(&below, link.node), (&open, link.node)] {
+    for (request, node) in [(&below, link.node), (&open, link.node), (&read, link.node)] {
         send(
             &known,
             Header {

@@ -19,6 +19,7 @@ mod line;
 mod link;
 mod locker;
 mod locks;
+mod opens;
 mod postgres;
 mod programs;
 mod serving;

@@ -49,7 +49,7 @@ fn a_squashed_server_is_one_user_whoever_asks() {
     assert_eq!((made.uid(), made.gid()), (NOBODY, NOBODY));
     assert_eq!(fs::read(mounted.join("made")).unwrap(), b"by root");
     // Root may, as far as this machine's kernel knows; the server's does not let its user.
-    assert_eq!(errno(fs::read(mounted.join("of-root"))), Some(libc::EACCES));
+    assert_eq!(errno(File::open(mounted.join("of-root"))), Some(libc::EACCES));
     assert_eq!(
         errno(File::create(mounted.join("closed/new"))),
         Some(libc::EACCES)
@@ -149,7 +149,12 @@ fn a_client_has_no_more_files_than_it_may() {
     }
     let served = Served::tcp(&scratch.source(), &["--max-open", "5", "--max-nodes", "20"]);
     let mounted = mount(&served.url(), &scratch, &[]);
-    let open = |number: usize| File::open(mounted.join(&number.to_string()));
+    // What is only read is not open there.
+    let open = |number: usize| {
+        OpenOptions::new()
+            .write(true)
+            .open(mounted.join(&number.to_string()))
+    };
     let mut files: Vec<_> = (0..5).map(|number| open(number).unwrap()).collect();
     assert_eq!(errno(open(5)), Some(libc::ENFILE));
     let new = OpenOptions::new()
@@ -165,7 +170,12 @@ fn a_client_has_no_more_files_than_it_may() {
     let elsewhere = Scratch::new();
     let other = mount(&served.url(), &elsewhere, &[]);
     let theirs: Vec<_> = (0..5)
-        .map(|number| File::open(other.join(&number.to_string())).unwrap())
+        .map(|number| {
+            let file = OpenOptions::new()
+                .write(true)
+                .open(other.join(&number.to_string()));
+            file.unwrap()
+        })
         .collect();
     let looked: Vec<_> = (0..40)
         .map(|number| fs::metadata(mounted.join(&number.to_string())))

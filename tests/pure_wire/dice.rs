@@ -337,6 +337,7 @@ impl Dice {
                 read_only: self.flag(),
                 requests: self.int() as u16,
                 keep_ms: self.flag().then(|| self.int()),
+                reads_nodes: self.flag(),
             }),
             Reply::Authenticate(Proof(self.array())),
             Reply::Ping(Empty),

@@ -94,6 +94,6 @@ fn every_message() {
     }
     assert_eq!(
         all.finalize().to_hex().as_str(),
-        "b2783bfc8933b3b1a54ad80001d1f197a60672192ce347f3e5804d6d16df0039"
+        "db15b5d95fef38da75d9060819afa86c76ef86b02638b73e99ccd90875aba9c1"
     );
 }

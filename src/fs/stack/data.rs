@@ -27,10 +27,37 @@ use crate::sys::inode_flags::InodeFlags;
 
 /// A regular file that is open.
 #[derive(Debug)]
-pub(super) struct OpenFile {
+pub struct OpenFile {
     pub(super) file: File,
     pub(super) writable: bool,
     pub(super) inode: Inode,
+}
+
+impl OpenFile {
+    /// Reads, and hands `reply` the bytes: as many as were asked for, fewer only at the end of the file.
+    ///
+    /// # Errors
+    /// Those of pread(2).
+    pub fn read<R>(&self, at: u64, size: u32, reply: impl FnOnce(&[u8]) -> R) -> Result<R> {
+        thread_local!(static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) });
+        let size = size as usize;
+        BUFFER.with_borrow_mut(|buffer| {
+            if buffer.len() < size {
+                buffer.resize(size, 0);
+            }
+            let mut done = 0;
+            while done < size {
+                match self.file.read_at(&mut buffer[done..size], at + done as u64) {
+                    Ok(0) => break,
+                    Ok(n) => done += n,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(_) if done > 0 => break,
+                    Err(error) => return Err(errno(&error)),
+                }
+            }
+            Ok(reply(&buffer[..done]))
+        })
+    }
 }
 
 impl AsFd for OpenFile {
@@ -81,12 +108,30 @@ impl Stack {
         if writes(flags) {
             self.writable()?;
         }
-        let node = self.nodes.get(id)?;
-        if node.kind != FileType::RegularFile {
-            return Err(Errno::EINVAL);
-        }
+        let node = self.regular(id)?;
         let fd = at::reopen(&*node, own_flags(flags))?;
         Ok(self.opened(node, fd, flags, register))
+    }
+
+    fn regular(&self, id: NodeId) -> Result<Arc<Node>> {
+        let node = self.nodes.get(id)?;
+        match node.kind {
+            FileType::RegularFile => Ok(node),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// Opens a regular file for reading, without a handle: for as long as this is held.
+    ///
+    /// # Errors
+    /// Those of open(2); `EINVAL` for anything but a regular file.
+    pub fn file_of(&self, id: NodeId) -> Result<Arc<OpenFile>> {
+        let node = self.regular(id)?;
+        Ok(Arc::new(OpenFile {
+            file: File::from(at::reopen(&*node, OFlag::O_RDONLY)?),
+            writable: false,
+            inode: node.inode(),
+        }))
     }
 
     /// Makes a regular file and opens it.
@@ -173,30 +218,12 @@ impl Stack {
         }
     }
 
-    /// Reads, and hands `reply` the bytes: as many as were asked for, fewer only at the end of the file.
+    /// Reads; see [`OpenFile::read`].
     ///
     /// # Errors
     /// `EBADF` if the handle is none; those of pread(2).
     pub fn read<R>(&self, fh: FileHandle, at: u64, size: u32, reply: impl FnOnce(&[u8]) -> R) -> Result<R> {
-        thread_local!(static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) });
-        let file = self.files.get(fh)?;
-        let size = size as usize;
-        BUFFER.with_borrow_mut(|buffer| {
-            if buffer.len() < size {
-                buffer.resize(size, 0);
-            }
-            let mut done = 0;
-            while done < size {
-                match file.file.read_at(&mut buffer[done..size], at + done as u64) {
-                    Ok(0) => break,
-                    Ok(n) => done += n,
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(_) if done > 0 => break,
-                    Err(error) => return Err(errno(&error)),
-                }
-            }
-            Ok(reply(&buffer[..done]))
-        })
+        self.files.get(fh)?.read(at, size, reply)
     }
 
     /// Writes; tells how many bytes. `file_flags` are those that the file has now: one with `O_APPEND` is
@@ -253,7 +280,7 @@ impl Stack {
     ///
     /// # Errors
     /// `EBADF` if the handle is none.
-    pub fn file(&self, fh: FileHandle) -> Result<impl AsFd + use<>> {
+    pub fn file(&self, fh: FileHandle) -> Result<Arc<OpenFile>> {
         self.files.get(fh)
     }
 

@@ -13,7 +13,7 @@ use parking_lot::{Condvar, Mutex};
 use tracing::{debug, info, warn};
 
 use super::connection::{About, Answer};
-use super::epoch::{Epoch, invalidation_inward, request_outward};
+use super::epoch::{self, Epoch, invalidation_inward, request_outward};
 use super::figures::Counts;
 use super::greeting::{Disconnected, Target};
 use super::keeper::Duties;
@@ -87,6 +87,8 @@ struct Calls {
     most: usize,
     session: SessionId,
     epoch: Epoch,
+    /// The session's server reads by node.
+    reads_nodes: bool,
     lines: u64,
     /// Whoever had the connection has let it go.
     over: bool,
@@ -178,6 +180,7 @@ impl Shared {
                 most: usize::from(hello.requests.max(1)),
                 session: hello.session,
                 epoch: 0,
+                reads_nodes: hello.reads_nodes,
                 lines: 1,
                 over: false,
             }),
@@ -289,6 +292,12 @@ impl Shared {
     pub(super) fn session(&self) -> Option<(SessionId, Epoch)> {
         let calls = self.calls.lock();
         calls.line.as_ref().map(|_| (calls.session, calls.epoch))
+    }
+
+    /// Whether the server can be asked to read this node as it is, without a handle.
+    pub(super) fn reads_node(&self, node: u64) -> bool {
+        let calls = self.calls.lock();
+        calls.line.is_some() && calls.reads_nodes && epoch::is_known(node, calls.epoch)
     }
 
     /// The line, if there is one.
@@ -588,9 +597,10 @@ impl Shared {
         let mut calls = self.calls.lock();
         let resumed = hello.session == calls.session;
         if !resumed {
-            calls.epoch = calls.epoch.checked_add(1)?;
+            calls.epoch = epoch::next(calls.epoch)?;
         }
         calls.session = hello.session;
+        calls.reads_nodes = hello.reads_nodes;
         calls.most = usize::from(hello.requests.max(1));
         calls.lines += 1;
         calls.heard = Instant::now();

@@ -140,6 +140,11 @@ impl Connection {
         self.shared.call(about, request, self.shared.timeout)
     }
 
+    /// Whether a file needs no handle of the server's to be read: a READ with none is of the node.
+    pub(super) fn reads_node(&self, node: u64) -> bool {
+        self.shared.reads_node(node)
+    }
+
     /// Answers a READ through `channel`, over a connection that is for data; or gives the reply back: then nothing has
     /// happened yet, and it is for [`call`](Self::call).
     pub(crate) fn read(&self, question: &Question<'_>, channel: &Channel, reply: ReplyData) -> Outcome {

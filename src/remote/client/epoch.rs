@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Numbers of nodes and handles, as this machine's kernel has them.
 //!
+//! The highest bit is [`OURS`], and none of the server's.
 //! A server knows nodes and handles for as long as a session lasts. When it gives us a new one, the kernel may still have
 //! numbers of the old one, and another node may bear the same number now. So the kernel's have the session in their
-//! top 16 bits: those of an old one are refused here (`ESTALE`), which makes it look names up anew. The root is the
+//! next 15 bits: those of an old one are refused here (`ESTALE`), which makes it look names up anew. The root is the
 //! root in each.
 
 use std::borrow::Cow;
@@ -18,8 +19,24 @@ use crate::remote::wire::{Reply, Request, WireError};
 const SHIFT: u32 = 48;
 const ROOT: u64 = 1;
 
+/// In handles of files that the server has not opened.
+pub(super) const OURS: u64 = 1 << 63;
+
 /// Which of this mount's sessions, from 0 on.
 pub(super) type Epoch = u16;
+
+/// The last one that there can be.
+const LAST: Epoch = (OURS >> SHIFT) as Epoch - 1;
+
+/// The one after it, if there can be one.
+pub(super) fn next(epoch: Epoch) -> Option<Epoch> {
+    (epoch < LAST).then_some(epoch + 1)
+}
+
+/// Whether it is a node of this session's.
+pub(super) fn is_known(node: u64, epoch: Epoch) -> bool {
+    node_outward(node, epoch).is_ok()
+}
 
 fn outward(number: u64, epoch: Epoch) -> Result<u64> {
     match number >> SHIFT == u64::from(epoch) {
@@ -142,7 +159,7 @@ mod tests {
 
     #[test]
     fn numbers_of_one_session_mean_nothing_in_another() {
-        for epoch in [0, 1, u16::MAX] {
+        for epoch in [0, 1, LAST] {
             let there = inward(5, epoch).unwrap();
             assert_eq!(outward(there, epoch), Ok(5));
             assert_eq!(outward(there, epoch ^ 1), Err(Errno::ESTALE));
@@ -150,6 +167,8 @@ mod tests {
             assert_eq!(node_inward(ROOT, epoch), ROOT);
         }
         assert!(inward(1 << SHIFT, 0).is_err());
+        assert_eq!(inward(5, LAST).unwrap() & OURS, 0);
+        assert_eq!((next(0), next(LAST)), (Some(1), None));
     }
 
     #[test]

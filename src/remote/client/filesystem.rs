@@ -30,7 +30,8 @@ use fuser::{
 use nix::errno::Errno;
 
 use super::locks::{Locks, Pages};
-use super::questions::{Result, data, number};
+use super::opens::Opens;
+use super::questions::{Result, data, file, number};
 use super::spool::{Ahead, Changing};
 use super::writeback::WriteBack;
 use super::{About, Answer, Connection, Spool};
@@ -40,7 +41,7 @@ use crate::fs::Upcalls;
 use crate::fs::kernel::writes;
 use crate::fs::upcalls::Opcode;
 use crate::remote::wire::Request;
-use crate::remote::wire::message::{Attr, Empty, Entry, Read};
+use crate::remote::wire::message::{Attr, Empty, Entry, Open, Read, Release};
 use crate::splice::Channel;
 
 /// The server never uses a node's number for another one, so one generation is enough.
@@ -54,6 +55,7 @@ pub struct Remote {
     /// Before the connection, too.
     writeback: Option<WriteBack>,
     connection: Arc<Connection>,
+    opens: Opens,
     /// For how long what is published holds, at most.
     valid: Validity,
     /// Where payload goes past this process.
@@ -87,6 +89,7 @@ impl Remote {
             spool: None,
             writeback: None,
             connection: Arc::new(connection),
+            opens: Opens::default(),
             valid: Validity::For(Duration::ZERO),
             channel: None,
             upcalls: Arc::default(),
@@ -213,6 +216,35 @@ impl Remote {
             Some(Shared { flushes: false, .. }) => FopenFlags::empty(),
             _ => FopenFlags::FOPEN_NOFLUSH,
         }
+    }
+
+    /// Opens a file. One that is only read the server need not hear of.
+    fn open_file(&self, ino: INodeNo, flags: i32) -> Result<FileHandle> {
+        let plain = flags & (libc::O_ACCMODE | libc::O_TRUNC | libc::O_NOATIME) == libc::O_RDONLY;
+        if plain && self.connection.reads_node(ino.0) {
+            return Ok(self.opens.open());
+        }
+        self.open_there(ino, flags)
+    }
+
+    fn open_there(&self, ino: INodeNo, flags: i32) -> Result<FileHandle> {
+        let opened = self.connection.ask_open(ino, &Request::Open(Open { flags }))?;
+        Ok(FileHandle(opened.handle))
+    }
+
+    /// The server's handle of an open file, for what is asked with one.
+    fn handle(&self, ino: INodeNo, fh: FileHandle) -> Result<FileHandle> {
+        let open = || self.open_there(ino, libc::O_RDONLY);
+        // The server closes it with the session, if not now.
+        let spare = |fh| {
+            let _ = self.close_there(ino, fh, None);
+        };
+        self.opens.open_there(fh, open, spare)
+    }
+
+    fn close_there(&self, ino: INodeNo, fh: FileHandle, owner: Option<u64>) -> Result<()> {
+        let release = Request::Release(Release { owner });
+        self.connection.ask(&file(ino, fh), &release).map(drop)
     }
 
     /// How often the kernel has asked.

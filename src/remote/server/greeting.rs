@@ -150,6 +150,7 @@ pub fn greet<'s>(
         read_only: export.read_only,
         requests: u16::try_from(requests(options)).unwrap_or(u16::MAX),
         keep_ms: options.keep.map(millis),
+        reads_nodes: shared.reads_nodes,
     });
     let reply_payload = reply.payload()?;
     let said = Greeting::new(hello.nonce, nonce, hello_payload, &reply_payload, tls);

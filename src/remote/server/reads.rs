@@ -5,7 +5,6 @@
 //! at, if the client says that it may: it finds out if something else has gone, and asks again, without saying so.
 
 use std::ops::Range;
-use std::os::fd::AsFd;
 use std::time::SystemTime;
 
 use fuser::FileHandle;
@@ -15,6 +14,7 @@ use super::session::{Session, reply_to};
 use super::sums::{Chunks, Mark};
 use super::version::version;
 use crate::abi::NodeId;
+use crate::fs::stack::OpenFile;
 use crate::remote::wire::{Flags, Header, WireError};
 
 /// From how many bytes on: over TCP 8 KiB cost more instructions so, at both ends, than when they are looked at (92 000
@@ -38,9 +38,12 @@ impl Session<'_> {
 
     /// Answers a READ; whether the answer may be kept is known.
     pub fn read(&self, header: &Header, size: u32, keep: bool) -> Result<(), WireError> {
-        let handle = FileHandle(header.handle);
         let refuse = |errno: Errno| self.refuse(header, errno as u32, false);
-        let file = match self.common.stack.file(handle) {
+        let file = match header.handle {
+            0 => self.common.stack.file_of(NodeId(header.node)),
+            handle => self.common.stack.file(FileHandle(handle)),
+        };
+        let file = match file {
             Ok(file) => file,
             Err(errno) => return refuse(errno),
         };
@@ -55,10 +58,10 @@ impl Session<'_> {
             && range.end - range.start >= SENDS_FROM
             && let Some(crc) = self.shared.sums.get(mark, &range)
         {
-            return self.send_known(header, keep, (&file, mark), range, crc);
+            return self.send_known(header, keep, (&*file, mark), range, crc);
         }
         // Its bytes go from the file's buffer to the stream.
-        let sent = self.common.stack.read(handle, header.offset, size, |bytes| {
+        let sent = file.read(header.offset, size, |bytes| {
             let crc = match &mark {
                 Some(mark) => {
                     let chunks = Chunks::of(bytes);
@@ -81,7 +84,7 @@ impl Session<'_> {
         &self,
         header: &Header,
         keep: bool,
-        (file, mark): (&impl AsFd, &Mark),
+        (file, mark): (&OpenFile, &Mark),
         range: Range<u64>,
         crc: u32,
     ) -> Result<(), WireError> {

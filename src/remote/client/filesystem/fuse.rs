@@ -24,8 +24,7 @@ use crate::fs::kernel::{agree, left_to_the_kernel};
 use crate::fs::upcalls::Opcode;
 use crate::remote::wire::message::{
     Caller, CopyFileRange, Create, Data, Empty, Fallocate, Flush, Link, Listxattr, Lock, LockKind, LockRange,
-    Lookup, Lseek, Mkdir, Mknod, Open, Read, Release, Removexattr, Rename, Rmdir, SetAttr, Setxattr, Symlink,
-    Unlink,
+    Lookup, Lseek, Mkdir, Mknod, Read, Removexattr, Rename, Rmdir, SetAttr, Setxattr, Symlink, Unlink,
 };
 use crate::remote::wire::{
     Flags, Kind, MAX_PAYLOAD, Name, Request, Target, WireError, XattrName, XattrValue,
@@ -161,6 +160,8 @@ impl Filesystem for Remote {
     ) {
         self.count(Opcode::Setattr);
         self.settle(ino);
+        // Only one that is open for writing, which the server has heard of, matters.
+        let fh = fh.and_then(|fh| self.opens.there(fh));
         let set = SetAttr {
             mode,
             uid,
@@ -317,13 +318,10 @@ impl Filesystem for Remote {
         self.count(Opcode::Open);
         self.settle(ino);
         let _changing = (flags.0 & libc::O_TRUNC != 0).then(|| self.changing(ino));
-        match self
-            .connection
-            .ask_open(ino, &Request::Open(Open { flags: flags.0 }))
-        {
-            Ok(opened) => {
-                let how = self.opened(ino.0, opened.handle, flags.0);
-                reply.opened(FileHandle(opened.handle), how);
+        match self.open_file(ino, flags.0) {
+            Ok(fh) => {
+                let how = self.opened(ino.0, fh.0, flags.0);
+                reply.opened(fh, how);
             }
             Err(errno) => reply.error(self.refused(Opcode::Open, errno)),
         }
@@ -385,7 +383,10 @@ impl Filesystem for Remote {
         self.settle(ino);
         // No READ is larger: see `MAX_WRITE`.
         let size = size.min(MAX_PAYLOAD);
-        let about = file_at(ino, fh, offset);
+        let about = match self.opens.there(fh) {
+            Some(there) => file_at(ino, there, offset),
+            None => About { offset, ..node(ino) },
+        };
         if let Some(bytes) = self.read_spooled(&about, size, flags) {
             self.connection.counts().spooled(bytes.len() as u64);
             return reply.data(&bytes);
@@ -457,9 +458,14 @@ impl Filesystem for Remote {
         self.count(Opcode::Flush);
         let flush = Request::Flush(Flush { owner: owner.0 });
         let finished = self.finish(ino, fh);
-        let ask = || self.connection.ask(&file(ino, fh), &flush).map(drop);
+        let ask = || {
+            let there = self.handle(ino, fh)?;
+            self.connection.ask(&file(ino, there), &flush).map(drop)
+        };
         let flushed = match &self.locks {
             Some(shared) => shared.locks.flush(ino, fh, owner.0, ask),
+            // Nothing was written through one that the server has not heard of.
+            None if self.opens.there(fh).is_none() => Ok(()),
             None => ask(),
         };
         self.empty(Opcode::Flush, reply, finished.and(flushed));
@@ -481,11 +487,13 @@ impl Filesystem for Remote {
             writeback.closed(ino.0, fh.0);
         }
         let owner = lock_owner.map(|owner| owner.0);
-        let release = Request::Release(Release { owner });
-        let ask = || self.connection.ask(&file(ino, fh), &release).map(drop);
-        let released = match &self.locks {
-            Some(shared) => shared.locks.release(ino, fh, ask),
-            None => ask(),
+        let released = match (self.opens.close(fh), &self.locks) {
+            (None, _) => Ok(()),
+            (Some(there), Some(shared)) => {
+                let close = || self.close_there(ino, there, owner);
+                shared.locks.release(ino, there, close)
+            }
+            (Some(there), None) => self.close_there(ino, there, owner),
         };
         self.empty(Opcode::Release, reply, released);
     }
@@ -506,8 +514,10 @@ impl Filesystem for Remote {
         let result = match (&self.locks, lock(start, end, typ, pid)) {
             (Some(_), Some(lock)) => {
                 let owner = owner.0;
-                self.connection
-                    .ask_lock(&file(ino, fh), LockRange { owner, lock })
+                self.handle(ino, fh).and_then(|there| {
+                    let about = file(ino, there);
+                    self.connection.ask_lock(&about, LockRange { owner, lock })
+                })
             }
             (Some(_), None) => Err(Errno::EINVAL),
             (None, _) => Err(Errno::ENOSYS),
@@ -537,18 +547,21 @@ impl Filesystem for Remote {
         reply: ReplyEmpty,
     ) {
         let refused = match (&self.locks, lock(start, end, typ, pid)) {
-            (Some(shared), Some(lock)) => {
-                // Who has the lock next finds what was written under it.
-                self.settle(ino);
-                let wish = Wish {
-                    ino,
-                    fh,
-                    owner: owner.0,
-                    lock,
-                    thread: req.pid(),
-                };
-                return shared.locks.set(wish, sleep, reply);
-            }
+            (Some(shared), Some(lock)) => match self.handle(ino, fh) {
+                Ok(fh) => {
+                    // Who has the lock next finds what was written under it.
+                    self.settle(ino);
+                    let wish = Wish {
+                        ino,
+                        fh,
+                        owner: owner.0,
+                        lock,
+                        thread: req.pid(),
+                    };
+                    return shared.locks.set(wish, sleep, reply);
+                }
+                Err(errno) => errno,
+            },
             (Some(_), None) => Errno::EINVAL,
             // It is never asked: INIT has said so.
             (None, _) => Errno::ENOSYS,
@@ -560,12 +573,14 @@ impl Filesystem for Remote {
 
     fn fsync(&self, _req: &FuseRequest, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
         self.count(Opcode::Fsync);
-        let about = About {
-            flags: sync_flags(datasync),
-            ..file(ino, fh)
-        };
         let finished = self.finish(ino, fh);
-        let result = self.connection.ask(&about, &Request::Fsync(Empty));
+        let result = self.handle(ino, fh).and_then(|there| {
+            let about = About {
+                flags: sync_flags(datasync),
+                ..file(ino, there)
+            };
+            self.connection.ask(&about, &Request::Fsync(Empty))
+        });
         self.empty(Opcode::Fsync, reply, finished.and(result));
     }
 
@@ -737,10 +752,12 @@ impl Filesystem for Remote {
     ) {
         self.count(Opcode::Lseek);
         self.settle(ino);
-        let about = file_at(ino, fh, offset.cast_unsigned());
         let found = self
-            .connection
-            .ask(&about, &Request::Lseek(Lseek { whence }))
+            .handle(ino, fh)
+            .and_then(|there| {
+                let about = file_at(ino, there, offset.cast_unsigned());
+                self.connection.ask(&about, &Request::Lseek(Lseek { whence }))
+            })
             .and_then(|answer| {
                 i64::try_from(answer.header.offset)
                     .map_err(|_| senseless(Kind::Lseek, "its offset is beyond any file"))
@@ -777,9 +794,10 @@ impl Filesystem for Remote {
             length,
             flags: flags.bits(),
         };
-        let result = self
-            .connection
-            .ask(&file_at(ino_in, fh_in, offset_in), &Request::CopyFileRange(copy));
+        let result = self.handle(ino_in, fh_in).and_then(|there| {
+            let about = file_at(ino_in, there, offset_in);
+            self.connection.ask(&about, &Request::CopyFileRange(copy))
+        });
         self.reply_written(Opcode::CopyFileRange, reply, length, result);
     }
 }

@@ -79,6 +79,8 @@ pub struct HelloReply {
     /// Milliseconds for which an answer may be kept at most, because others change the directory without the server
     /// hearing of it. None: all changes come through the server.
     pub keep_ms: Option<u32>,
+    /// Whether READ needs no handle, since the server may read any file.
+    pub reads_nodes: bool,
 }
 
 /// AUTHENTICATE and its reply: that the sender has the token.
