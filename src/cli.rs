@@ -4,6 +4,7 @@
 
 mod daemon;
 mod doctor;
+mod exports;
 mod fetch;
 mod handler;
 mod merge;

@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::fs::DirBuilder;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -15,12 +15,12 @@ use clap::Args;
 use extfuse::fs::Stack;
 use extfuse::remote::Address;
 use extfuse::remote::server::{Credentials, Export, Ids, Listener, Mapping, Options, Reloader, Server};
-use extfuse::remote::wire;
 use extfuse::remote::wire::auth::Token;
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Gid, Group, Uid, User, seteuid, setgroups, setresgid, setresuid};
 use sd_notify::NotifyState;
 
+use super::exports::{self, Exports};
 use super::tls::ServeTls;
 use super::{Failure, complain, notify, say};
 
@@ -28,13 +28,13 @@ use super::{Failure, complain, notify, say};
 ///
 /// Prints one line when clients can connect, tells $NOTIFY_SOCKET (sd_notify(3)), and stays in the foreground. SIGINT and SIGTERM end it: what
 /// clients have asked for by then is done. SIGHUP has it read the token and the certificates anew, for those who connect from then
-/// on. Clients are trusted with the users that they name: whoever has the
+/// on, and the file of exports. Clients are trusted with the users that they name: whoever has the
 /// token may do in a directory whatever this process may; with --squash that is what that user may.
 #[derive(Debug, Args)]
+#[command(after_help = exports::HELP)]
 pub struct Serve {
-    /// The directories: DIR, or NAME=DIR for one of several
-    #[arg(required = true, value_name = "[NAME=]DIR")]
-    directories: Vec<OsString>,
+    #[command(flatten)]
+    exports: Exports,
     /// Where clients connect: HOST:PORT (port 0: any), or unix:PATH
     #[arg(long, value_name = "ADDRESS")]
     listen: Address,
@@ -47,9 +47,6 @@ pub struct Serve {
     /// Serve whoever connects, without a token or a client's certificate too, and without TLS beyond this machine
     #[arg(long)]
     insecure: bool,
-    /// Refuse every change
-    #[arg(long)]
-    read_only: bool,
     /// How long clients may keep an answer that nobody has changed through this server: for changes that are made
     /// in the directory without it; default: 1
     #[arg(long, value_name = "SECONDS", value_parser = super::mount::seconds, conflicts_with = "exclusive")]
@@ -144,19 +141,23 @@ fn become_user((uid, gid): (Uid, Gid)) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reads credentials anew on each SIGHUP.
+/// Reads credentials and exports anew on each SIGHUP: all of them, or nothing is another.
 fn reload_on_hangup(
     reloader: Reloader,
-    load: impl Fn() -> anyhow::Result<Credentials> + Send + 'static,
+    load: impl Fn() -> anyhow::Result<(Credentials, Vec<Export>)> + Send + 'static,
 ) -> anyhow::Result<()> {
     let mut hangup = SigSet::empty();
     hangup.add(Signal::SIGHUP);
     let wait = move || {
         while hangup.wait().is_ok() {
             notify_reloading();
-            match load() {
-                Ok(credentials) => reloader.reload(credentials),
-                Err(error) => complain(&error.context("nothing was reloaded")),
+            let reloaded = load().and_then(|(credentials, exports)| {
+                reloader.export(exports)?;
+                reloader.reload(credentials);
+                Ok(())
+            });
+            if let Err(error) = reloaded {
+                complain(&error.context("nothing was reloaded"));
             }
             notify(NotifyState::Ready);
         }
@@ -233,10 +234,7 @@ impl Serve {
         check_line(&self.listen, self.insecure || self.tls.is_given())
             .and_then(|()| self.check_clients())
             .map_err(Failure::Usage)?;
-        let exports = self.directories.iter().map(|given| self.export(given));
-        let exports = exports
-            .collect::<anyhow::Result<Vec<_>>>()
-            .map_err(Failure::Usage)?;
+        let exports = self.exports.read().map_err(Failure::Usage)?;
         let default = Options::default();
         let credentials = self.credentials()?;
         // Before there are threads, all of which would have to be told; ctrlc's would take it otherwise.
@@ -278,7 +276,7 @@ impl Serve {
             stopper.stop();
         })?;
         let (address, reloader) = (server.address()?, server.reloader());
-        reload_on_hangup(reloader, move || self.credentials())?;
+        reload_on_hangup(reloader, move || Ok((self.credentials()?, self.exports.read()?)))?;
         say(&format!("extfuse: serving on {}\n", address))?;
         notify(NotifyState::Ready);
         server.serve()?;
@@ -297,9 +295,8 @@ impl Serve {
     fn leases_file(&self) -> anyhow::Result<PathBuf> {
         let folder = runtime_folder(self.squash.is_some())?;
         let mut name = blake3::Hasher::new();
-        for part in
-            std::iter::once(OsString::from(self.listen.to_string())).chain(self.directories.iter().cloned())
-        {
+        let listen = OsString::from(self.listen.to_string());
+        for part in std::iter::once(listen.as_os_str()).chain(self.exports.parts()) {
             let part = part.as_bytes();
             name.update(&(part.len() as u64).to_le_bytes()).update(part);
         }
@@ -317,21 +314,5 @@ impl Serve {
             self.listen
         );
         Ok(())
-    }
-
-    /// An `=` behind a `/` belongs to a path.
-    fn export(&self, given: &OsString) -> anyhow::Result<Export> {
-        let bytes = given.as_bytes();
-        let equals = bytes.iter().position(|byte| b"=/".contains(byte));
-        let (name, directory) = match equals {
-            Some(at) if bytes[at] == b'=' => (&bytes[..at], &bytes[at + 1..]),
-            _ => (&b""[..], bytes),
-        };
-        ensure!(!directory.is_empty(), "{} names no directory", given.display());
-        Ok(Export {
-            name: wire::Export::new(name).map_err(|error| anyhow!("{}: {error}", given.display()))?,
-            directory: OsString::from_vec(directory.to_vec()).into(),
-            read_only: self.read_only,
-        })
     }
 }

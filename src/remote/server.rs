@@ -13,6 +13,7 @@
 
 mod answers;
 mod done;
+mod exports;
 mod grace;
 mod greeting;
 mod ids;
@@ -28,10 +29,8 @@ mod touches;
 mod version;
 
 use std::collections::{BTreeSet, HashMap};
-use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -42,6 +41,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::{Condvar, Mutex, RwLock};
 
+use self::exports::Exports;
 use self::grace::Grace;
 use self::greeting::Part;
 pub use self::ids::{Ids, Mapping};
@@ -65,7 +65,7 @@ const BREATH: Duration = Duration::from_millis(100);
 const RECALL: Duration = Duration::from_secs(1);
 
 /// A directory that is served.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Export {
     /// What clients call it; the empty name is the one that they get who name none.
     pub name: ExportName,
@@ -219,7 +219,7 @@ pub struct Credentials {
     pub tls: Option<ServerTls>,
 }
 
-/// Gives a server other credentials.
+/// Gives a server other credentials, and other exports.
 #[derive(Clone, Debug)]
 pub struct Reloader(Weak<Shared>);
 
@@ -230,12 +230,28 @@ impl Reloader {
             *shared.credentials.write() = credentials;
         }
     }
+
+    /// These are served from here on. Who has one that is among them as it was goes on with it; the others' sessions
+    /// end, with what they had open and locked, and they connect anew, if there is still something for them.
+    ///
+    /// # Errors
+    /// Those of [`Server::over`]; nothing is another then.
+    pub fn export(&self, exports: Vec<Export>) -> Result<(), ServerError> {
+        let Some(shared) = self.0.upgrade() else {
+            return Ok(());
+        };
+        shared.exports.replace(exports)?;
+        // Who was greeted with those of before has a session by now, or looks at these when there is one.
+        let now = shared.exports.now();
+        shared.sessions.keep(|common| common.is_of(&now));
+        Ok(())
+    }
 }
 
 /// What connections share.
 #[derive(Debug)]
 struct Shared {
-    exports: Vec<Export>,
+    exports: Exports,
     credentials: RwLock<Credentials>,
     options: Options,
     /// No file is refused us, so that nobody has to open one to know that he may read it.
@@ -336,15 +352,9 @@ impl Server {
     /// The same, where it listens already: what else there is to do needs none of the privileges that may take.
     ///
     /// # Errors
-    /// If an export is no directory.
+    /// If an export is no directory, or two have the same name.
     pub fn over(listener: Listener, exports: Vec<Export>, options: Options) -> Result<Self, ServerError> {
-        for (i, export) in exports.iter().enumerate() {
-            if exports[..i].iter().any(|other| other.name == export.name) {
-                return Err(ServerError::Twice(export.name.clone()));
-            }
-            // To be told now, not to the first client.
-            export.stack(Path::new(""))?;
-        }
+        let exports = Exports::new(exports)?;
         let (stop, stopper) = UnixStream::pair()?;
         let (grace, not_before) = match &options.leases {
             None => (None, None),
@@ -391,7 +401,7 @@ impl Server {
         self.listener.address()
     }
 
-    /// To give it other credentials with, from elsewhere.
+    /// To give it other credentials and exports with, from elsewhere.
     #[must_use]
     pub fn reloader(&self) -> Reloader {
         Reloader(Arc::downgrade(&self.shared))
@@ -526,17 +536,4 @@ fn talk(
     // A client that waits is told, though its own requests may still hold the stream.
     let _ = stream.shutdown();
     left
-}
-
-/// Which export that is, and which directory of it: behind its name a path may follow. Without a name that there
-/// is, it is a path in the one without a name.
-fn find<'e>(exports: &'e [Export], name: &ExportName) -> Option<(&'e Export, PathBuf)> {
-    let below = |export: &'e Export| {
-        let rest = name.as_bytes().strip_prefix(export.name.as_bytes())?;
-        let begins = rest.is_empty() || rest.starts_with(b"/") || export.name.as_bytes().is_empty();
-        let slashes = rest.iter().take_while(|byte| **byte == b'/').count();
-        begins.then(|| (export, OsStr::from_bytes(&rest[slashes..]).into()))
-    };
-    let found = exports.iter().filter_map(below);
-    found.max_by_key(|(export, _)| export.name.as_bytes().len())
 }

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -347,4 +347,118 @@ fn a_directory_of_an_export_is_mounted_by_its_path() {
         answers.iter().all(|answer| answer.contains("refuses the token")),
         "{answers:?}"
     );
+}
+
+/// A file of exports, each `(name, directory, read only)`.
+fn write_exports(file: &Path, exports: &[(&str, &Path, bool)]) {
+    let one = |(name, directory, read_only): &(&str, &Path, bool)| {
+        let directory = directory.display();
+        format!("[[export]]\nname = '{name}'\ndirectory = '{directory}'\nread_only = {read_only}\n")
+    };
+    fs::write(file, exports.iter().map(one).collect::<String>()).unwrap();
+}
+
+#[test]
+fn exports_are_read_anew_and_those_that_stay_go_on() {
+    let scratch = Scratch::new();
+    let folder = scratch.path().to_path_buf();
+    let dirs = ["stays", "goes", "changes", "comes"].map(|name| {
+        let dir = folder.join(name);
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("file"), name).unwrap();
+        dir
+    });
+    let [stays, goes, changes, comes] = &dirs;
+    let file = folder.join("exports.toml");
+    write_exports(
+        &file,
+        &[
+            ("stays", stays, false),
+            ("goes", goes, false),
+            // Below the file's folder.
+            ("changes", Path::new("changes"), true),
+        ],
+    );
+    let served = Served::start(&["--listen", "127.0.0.1:0", "--insecure", "--exports", text(&file)]);
+    let of = |name: &str| {
+        let at = Scratch::new();
+        let url = format!("{}/{name}", served.url());
+        let mounted = mount(&url, &at, &["--timeout", "2", "--on-disconnect", "eio"]);
+        (mounted, at)
+    };
+    let mounts = ["stays", "goes", "changes"].map(of);
+    let [(at_stays, _), (at_goes, _), (at_changes, _)] = &mounts;
+    fs::write(at_stays.join("new"), "").unwrap();
+    assert_eq!(errno(fs::write(at_changes.join("new"), "")), Some(libc::EROFS));
+
+    // What is open and locked stays so where the export does.
+    let [kept, lost] = [at_stays, at_goes].map(|mounted| {
+        let options = OpenOptions::new().read(true).write(true).clone();
+        let file = options.open(mounted.join("file")).unwrap();
+        file.try_lock().unwrap();
+        file
+    });
+    write_exports(
+        &file,
+        &[
+            ("stays", stays, false),
+            ("changes", changes, false),
+            ("comes", comes, false),
+        ],
+    );
+    served.signal(Signal::SIGHUP);
+    eventually(|| at_goes.report().remote.is_some_and(|remote| !remote.connected));
+    let (at_comes, _at) = of("comes");
+    assert_eq!(fs::read(at_comes.join("file")).unwrap(), b"comes");
+    kept.write_at(b"S", 0).unwrap();
+    assert_eq!(fs::read(stays.join("file")).unwrap(), b"Stays");
+    let is_locked = |file: &Path| File::open(file).unwrap().try_lock().is_err();
+    assert!(is_locked(&stays.join("file")));
+    assert_eq!(at_stays.report().remote.unwrap().connections, 1);
+    // It is the same directory, but may be written to now: known to who connects again.
+    eventually(|| {
+        at_changes
+            .report()
+            .remote
+            .is_some_and(|remote| remote.connections > 1)
+    });
+    assert_eq!(fs::read(at_changes.join("file")).unwrap(), b"changes");
+    // Of what is not there any more there is nothing, and nobody waits for it.
+    assert!(lost.write_at(b"G", 0).is_err());
+    assert!(fs::read(at_goes.join("file")).is_err());
+    assert_eq!(fs::read(goes.join("file")).unwrap(), b"goes");
+    assert!(!is_locked(&goes.join("file")));
+
+    // A file that is none changes nothing; one that is there again brings it back.
+    fs::write(&file, "[[export]]\nname = 'stays'\n").unwrap();
+    served.signal(Signal::SIGHUP);
+    thread::sleep(Duration::from_millis(300));
+    write_exports(&file, &[("stays", &folder.join("nowhere"), false)]);
+    served.signal(Signal::SIGHUP);
+    thread::sleep(Duration::from_millis(300));
+    assert_eq!(fs::read(at_comes.join("file")).unwrap(), b"comes");
+    assert_eq!(at_stays.report().remote.unwrap().connections, 1);
+    write_exports(&file, &[("stays", stays, false), ("goes", goes, false)]);
+    served.signal(Signal::SIGHUP);
+    eventually(|| fs::read(at_goes.join("file")).is_ok_and(|bytes| bytes == b"goes"));
+    assert_eq!(kept.write_at(b"s", 0).unwrap(), 1);
+}
+
+#[test]
+fn exports_that_cannot_be_are_refused() {
+    let scratch = Scratch::new();
+    let source = scratch.source();
+    let file = scratch.path().join("exports.toml");
+    let refused = |code, more: &[&str]| {
+        let listen = ["serve", "--listen", "127.0.0.1:0", "--insecure"];
+        refusal(code, &[&listen, more].concat())
+    };
+    let in_file = ["--exports", text(&file)];
+    assert!(refused(2, &in_file).contains("No such file"));
+    fs::write(&file, "").unwrap();
+    assert!(refused(2, &in_file).contains("no [[export]]"));
+    write_exports(&file, &[("a", &source, false), ("a", &source, true)]);
+    assert!(refused(1, &in_file).contains("two exports"));
+    refused(2, &[in_file[0], in_file[1], text(&source)]);
+    refused(2, &[]);
 }

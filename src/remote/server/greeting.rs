@@ -9,9 +9,10 @@ use std::time::Instant;
 use blake3::Hash;
 use nix::errno::Errno;
 
+use super::exports::find;
 use super::session::{WAITING, millis};
-use super::sessions::{Begun, Common, Member};
-use super::{Export, Options, Shared, find};
+use super::sessions::{Begun, Common, Member, Of};
+use super::{Export, Options, Shared};
 use crate::fs::StackError;
 use crate::remote::Stream;
 use crate::remote::greeting::{Until, VERSIONS, random};
@@ -116,13 +117,14 @@ pub fn greet<'s>(
     let until = Until::by(stream, deadline);
     let mut reader = FrameReader::new(until, Side::Client);
     let mut writer = FrameWriter::new(until, Side::Server);
+    let exports = shared.exports.now();
     let (mut hello_bytes, mut proof_bytes) = (Vec::new(), Vec::new());
     let Some((header, Request::Hello(hello), hello_payload)) =
         expect(&mut reader, Kind::Hello, &mut hello_bytes)?
     else {
         return Ok(None);
     };
-    let (export, below) = match check(&shared.exports, &hello) {
+    let (export, below) = match check(&exports, &hello) {
         Ok(found) => found,
         Err((errno, unwelcome)) => {
             refuse(&mut writer, &header, errno)?;
@@ -208,7 +210,7 @@ type Refusal = (Errno, Unwelcome);
 /// What the connection will be, if it is served. Its session has a number already.
 fn part<'s>(
     shared: &'s Shared,
-    (export, below): (&Export, &Path),
+    (export, below): (&Arc<Export>, &Path),
     hello: &Hello,
     stream: &Arc<Stream>,
 ) -> io::Result<Result<(SessionId, Part<'s>), Refusal>> {
@@ -222,7 +224,7 @@ fn part<'s>(
         }
         Wanted::Resumed(before) => {
             let still = shared.sessions.find(before);
-            if let Some(common) = still.filter(|common| common.export == hello.export) {
+            if let Some(common) = still.filter(|common| common.name == hello.export) {
                 return Ok(Ok((before, Part::Resumed(common))));
             }
             Some(before)
@@ -243,13 +245,18 @@ fn part<'s>(
         }
     };
     let session = new_session()?;
-    let begun = shared.sessions.begin(
-        session,
-        hello.export.clone(),
-        stack,
-        shared.locks(),
-        requests(&shared.options),
-    );
+    let of = Of {
+        name: hello.export.clone(),
+        export: Arc::clone(export),
+    };
+    let requests = requests(&shared.options);
+    let begun = shared
+        .sessions
+        .begin(session, of, stack, shared.locks(), requests);
+    // There may be others since the client came. Those who change them see the session from here on.
+    if !begun.common.is_of(&shared.exports.now()) {
+        return Ok(Err((Errno::ENOENT, Unwelcome::Export)));
+    }
     Ok(Ok((session, Part::Own { begun, before })))
 }
 
@@ -261,7 +268,7 @@ fn new_session() -> io::Result<SessionId> {
     Ok(session)
 }
 
-fn check<'e>(exports: &'e [Export], hello: &Hello) -> Result<(&'e Export, PathBuf), Refusal> {
+fn check<'e>(exports: &'e [Arc<Export>], hello: &Hello) -> Result<(&'e Arc<Export>, PathBuf), Refusal> {
     if hello.versions.agree(VERSIONS).is_none() {
         return Err((Errno::EPROTONOSUPPORT, Unwelcome::Version));
     }

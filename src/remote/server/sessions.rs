@@ -12,12 +12,14 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex};
 
+use super::Export;
 use super::done::Done;
+use super::exports::goes_on;
 use super::leases::Holder;
 use super::locks::Locks;
 use crate::fs::Stack;
 use crate::remote::Stream;
-use crate::remote::wire::Export;
+use crate::remote::wire::Export as ExportName;
 use crate::remote::wire::message::SessionId;
 
 /// Connections that may join one session.
@@ -36,12 +38,21 @@ enum Own {
     Over,
 }
 
+/// What a session is of.
+#[derive(Debug)]
+pub struct Of {
+    pub name: ExportName,
+    pub export: Arc<Export>,
+}
+
 /// What all connections of a session have.
 #[derive(Debug)]
 pub struct Common {
     pub id: SessionId,
-    /// Of what.
-    pub export: Export,
+    /// What was asked for.
+    pub name: ExportName,
+    /// What that was.
+    export: Arc<Export>,
     /// Its nodes and handles.
     pub stack: Stack,
     /// What was answered on its own connection.
@@ -63,10 +74,11 @@ struct Joined {
 }
 
 impl Common {
-    fn new(id: SessionId, export: Export, stack: Stack, locks: Locks, requests: usize) -> Self {
+    fn new(id: SessionId, of: Of, stack: Stack, locks: Locks, requests: usize) -> Self {
         Self {
             id,
-            export,
+            name: of.name,
+            export: of.export,
             stack,
             done: Done::new(requests),
             locks,
@@ -138,10 +150,17 @@ impl Common {
         true
     }
 
+    /// Whether it is of one of these.
+    pub fn is_of(&self, exports: &[Arc<Export>]) -> bool {
+        goes_on(exports, &self.name, &self.export)
+    }
+
     /// Nobody has it any more; whoever has joined it goes, too.
     fn end(&self) {
         self.locks.end();
-        *self.own.lock() = Own::Over;
+        if let Own::Served(stream) = std::mem::replace(&mut *self.own.lock(), Own::Over) {
+            let _ = stream.shutdown();
+        }
         self.changed.notify_all();
         let mut joined = self.joined.lock();
         joined.over = true;
@@ -175,15 +194,8 @@ pub struct Sessions(Mutex<HashMap<SessionId, Arc<Common>>>);
 impl Sessions {
     /// A session over this begins; its client waits for so many replies at most. If it is not served before what this
     /// gives is dropped, it ends then.
-    pub fn begin(
-        &self,
-        id: SessionId,
-        export: Export,
-        stack: Stack,
-        locks: Locks,
-        requests: usize,
-    ) -> Begun<'_> {
-        let common = Arc::new(Common::new(id, export, stack, locks, requests));
+    pub fn begin(&self, id: SessionId, of: Of, stack: Stack, locks: Locks, requests: usize) -> Begun<'_> {
+        let common = Arc::new(Common::new(id, of, stack, locks, requests));
         self.0.lock().insert(id, Arc::clone(&common));
         Begun {
             common,
@@ -237,12 +249,20 @@ impl Sessions {
         common.end();
     }
 
-    /// All of them end.
-    pub fn close(&self) {
-        let all = std::mem::take(&mut *self.0.lock());
-        for common in all.values() {
+    /// All but these end.
+    pub fn keep(&self, keeps: impl Fn(&Common) -> bool) {
+        let ended: Vec<_> = {
+            let mut all = self.0.lock();
+            all.extract_if(|_, common| !keeps(common)).collect()
+        };
+        for (_, common) in ended {
             common.end();
         }
+    }
+
+    /// All of them end.
+    pub fn close(&self) {
+        self.keep(|_| false);
     }
 }
 
