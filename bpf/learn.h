@@ -88,6 +88,18 @@ LEARN_MADE(mkdir)
 LEARN_MADE(symlink)
 LEARN_MADE(link)
 
+/* What moves a name says nothing of it: what was known of the old one is known of the new one. */
+#define LEARN_MOVED(opcode) \
+	EXTFUSE_REPLY(reply_##opcode) \
+	{ \
+		if (!c->error) \
+			learn(c, EXTFUSE_KEEP_ENTRY, 0, 0); \
+		return 0; \
+	}
+
+LEARN_MOVED(rename)
+LEARN_MOVED(rename2)
+
 /*
  * OPEN: how the file opens, if it was opened for reading. A file whose I/O goes to
  * its backing file needs no daemon to be current.

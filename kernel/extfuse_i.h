@@ -84,7 +84,9 @@ int extfuse_copy_withheld(struct fuse_copy_state *cs, struct fuse_req *req);
 /* keep.c; a time with this bit is not one of fs/fuse's own. */
 #define EXTFUSE_KEPT BIT_ULL(63)
 
-bool extfuse_entry_kept(const struct dentry *entry, u64 time);
+bool extfuse_entry_kept(struct dentry *entry, u64 time);
+u64 extfuse_known_since(const struct dentry *entry);
+void extfuse_keep_moved(struct dentry *entry, const struct extfuse_keep *kept);
 bool extfuse_attr_kept(struct inode *inode, u64 time);
 void extfuse_keep_attr(struct inode *inode, const struct fuse_args *args, u64 version);
 void extfuse_keep_attr_locked(struct fuse_inode *fi, const struct fuse_args *args);
@@ -172,7 +174,7 @@ static inline void extfuse_forget_acls(struct inode *inode)
 }
 #define forget_all_cached_acls extfuse_forget_acls
 
-static inline bool extfuse_entry_expired(const struct dentry *entry, u64 time)
+static inline bool extfuse_entry_expired(struct dentry *entry, u64 time)
 {
 	if (time & EXTFUSE_KEPT)
 		return !extfuse_entry_kept(entry, time);

@@ -19,14 +19,64 @@
 /* Asked for by each READDIR of a directory but the first. */
 #define EXTFUSE_LISTING_SIZE (32U << 10)
 
+/*
+ * What the walk needs of the directory of names that are kept. With the RCU walk's lock, or a
+ * name's of it.
+ */
+static void note_directory(struct inode *dir)
+{
+	struct extfuse_inode *parent = &get_fuse_inode(dir)->ext;
+
+	if (parent->dir_slot)
+		return;
+	WRITE_ONCE(parent->conn, get_fuse_conn(dir)->ext);
+	smp_wmb();
+	WRITE_ONCE(parent->dir_slot, extfuse_node_slot(get_node_id(dir), EXTFUSE_SLOT_DIR));
+}
+
+/*
+ * The word of a name that is being moved: until a time long ago, so that it is kept by nobody. It has the slot
+ * of the new name, and the stamp beside it that of the move.
+ */
+static bool is_moving(u64 time)
+{
+	return (time & ~(u64)(EXTFUSE_SLOTS - 1)) == EXTFUSE_KEPT;
+}
+
+/*
+ * The dcache moves a name after the daemon has, and whoever finds it by its old one meanwhile has to ask. When it
+ * is where the word says, it is kept there. The word as it is now.
+ */
+static noinline u64 arrive(struct dentry *entry, u64 time)
+{
+	struct extfuse_conn *ext = get_fuse_conn_super(entry->d_sb)->ext;
+	u32 slot = extfuse_kept_slot(time);
+	u64 kept = extfuse_keep_time(slot, EXTFUSE_NEVER);
+	struct inode *dir;
+	u64 hash;
+
+	spin_lock(&entry->d_lock);
+	dir = d_inode(entry->d_parent);
+	hash = extfuse_name_hash(ext, entry->d_name.name, entry->d_name.len);
+	if (extfuse_entry_slot(get_node_id(dir), hash) == slot &&
+	    cmpxchg(&entry->d_fsdata, (void *)time, (void *)kept) == (void *)time) {
+		note_directory(dir);
+		time = kept;
+	}
+	spin_unlock(&entry->d_lock);
+	return time;
+}
+
 /* A name that is moved away has a slot that was changed by it. */
-bool extfuse_entry_kept(const struct dentry *entry, u64 time)
+bool extfuse_entry_kept(struct dentry *entry, u64 time)
 {
 	struct extfuse_conn *ext = get_fuse_conn_super(entry->d_sb)->ext;
 	struct inode *dir;
 	bool is = false;
 	u64 stamp;
 
+	if (unlikely(is_moving(time)))
+		time = arrive(entry, time);
 	smp_rmb();
 	stamp = READ_ONCE(entry->d_time);
 	rcu_read_lock();
@@ -67,12 +117,32 @@ u64 extfuse_keep_time(u32 slot, u64 expires)
 	return EXTFUSE_KEPT | until << EXTFUSE_SLOT_BITS | slot;
 }
 
+static bool is_rename(const struct fuse_args *args)
+{
+	return args->opcode == FUSE_RENAME || args->opcode == FUSE_RENAME2;
+}
+
+/* The directory of the name in argument @which. */
+static u64 name_dir(const struct fuse_args *args, u32 which)
+{
+	/* Both begin with the new directory. */
+	return is_rename(args) && which == 2 ? ((const struct fuse_rename_in *)args->in_args[0].value)->newdir :
+					       args->nodeid;
+}
+
 /* The slot of the name that a request is about, by its argument @which. */
 static u32 name_slot(const struct extfuse_conn *ext, const struct fuse_args *args, u32 which)
 {
 	const struct fuse_in_arg *name = &args->in_args[which];
 
-	return extfuse_entry_slot(args->nodeid, extfuse_name_hash(ext, name->value, name->size - 1));
+	return extfuse_entry_slot(name_dir(args, which), extfuse_name_hash(ext, name->value, name->size - 1));
+}
+
+/* One name moves, and takes nothing else's place but that of what it replaces. */
+static bool just_moves(const struct fuse_args *args)
+{
+	return args->opcode == FUSE_RENAME ||
+	       !(((const struct fuse_rename2_in *)args->in_args[0].value)->flags & ~RENAME_NOREPLACE);
 }
 
 static void keep(struct fuse_args *args, u32 what, u32 slot, u64 stamp, u64 expires, bool own)
@@ -154,6 +224,14 @@ int extfuse_may_learn(struct extfuse_call *call, u32 what, u64 expires)
 			return -EINVAL;
 		keep(args, what, name_slot(call->ext, args, args->opcode == FUSE_SYMLINK ? 0 : 1), stamp, expires, true);
 		return 0;
+	case FUSE_RENAME:
+	case FUSE_RENAME2:
+		if (what != EXTFUSE_KEEP_ENTRY || err)
+			return -EINVAL;
+		/* What it is that was moved the reply does not tell: it is known if it was, and for no longer. */
+		if (args->ext_since && expires == EXTFUSE_NEVER && just_moves(args))
+			keep(args, what, name_slot(call->ext, args, 2), stamp, expires, true);
+		return 0;
 	case FUSE_STATFS:
 		if (what != EXTFUSE_KEEP_STATFS || err)
 			return -EINVAL;
@@ -172,6 +250,25 @@ int extfuse_may_learn(struct extfuse_call *call, u32 what, u64 expires)
 	default:
 		return -EINVAL;
 	}
+}
+
+/*
+ * Was what was moved what the name had been known to be? Nobody else may have changed that since. If so its old slot
+ * is newer from here on than the stamp that it has under its new name.
+ */
+static bool moved_known(struct extfuse_conn *ext, const struct fuse_args *args, const struct extfuse_change *change)
+{
+	struct extfuse_change old = { .nr = 1, .slot = { name_slot(ext, args, 1) } };
+	u32 i;
+
+	for (i = 0; i < change->nr; i++)
+		if (change->slot[i] == old.slot[0] && change->alone & BIT(i) && change->before[i] <= args->ext_since)
+			break;
+	if (i == change->nr ||
+	    !extfuse_current(ext, extfuse_node_slot(args->nodeid, EXTFUSE_SLOT_DIR), args->ext_since))
+		return false;
+	extfuse_changed(ext, &old);
+	return true;
 }
 
 /*
@@ -194,7 +291,8 @@ void extfuse_keep_own(struct extfuse_conn *ext, struct fuse_args *args, const st
 			if (change->slot[i] == extfuse_kept_slot(kept->time))
 				is = change->alone & BIT(i);
 		if (what == EXTFUSE_KEEP_ENTRY)
-			is = is && extfuse_current(ext, extfuse_node_slot(args->nodeid, EXTFUSE_SLOT_DIR), kept->stamp);
+			is = is && extfuse_current(ext, extfuse_node_slot(name_dir(args, 2), EXTFUSE_SLOT_DIR), kept->stamp) &&
+			     (!is_rename(args) || moved_known(ext, args, change));
 		else
 			is = is && extfuse_current(ext, EXTFUSE_SLOT_CONN, kept->stamp);
 		kept->stamp = change->now;
@@ -232,24 +330,47 @@ void extfuse_keep_attr(struct inode *inode, const struct fuse_args *args, u64 ve
 /* What a dentry says, after it was given the daemon's timeout. */
 void extfuse_keep_entry(struct dentry *entry, const struct extfuse_keep *kept)
 {
-	struct extfuse_inode *parent;
 	struct inode *dir;
 
 	if (!kept->time)
 		return;
-	/* What the walk needs of the directory. The name may be moved away from it meanwhile. */
+	/* The name may be moved away from it meanwhile. */
 	rcu_read_lock();
 	dir = d_inode_rcu(READ_ONCE(entry->d_parent));
-	parent = dir ? &get_fuse_inode(dir)->ext : NULL;
-	if (parent && !parent->dir_slot) {
-		WRITE_ONCE(parent->conn, get_fuse_conn(dir)->ext);
-		smp_wmb();
-		WRITE_ONCE(parent->dir_slot, extfuse_node_slot(get_node_id(dir), EXTFUSE_SLOT_DIR));
-	}
+	if (dir)
+		note_directory(dir);
 	rcu_read_unlock();
 	WRITE_ONCE(entry->d_time, kept->stamp);
 	smp_wmb();
 	fuse_dentry_keep(entry, kept->time);
+}
+
+/*
+ * Since when the name that is to be moved is known, if it is for as long as nothing changes; else 0. The walk's
+ * locks keep it in its place.
+ */
+u64 extfuse_known_since(const struct dentry *entry)
+{
+	struct extfuse_conn *ext = get_fuse_conn_super(entry->d_sb)->ext;
+	u64 time = (u64)READ_ONCE(entry->d_fsdata);
+	u64 stamp;
+
+	smp_rmb();
+	stamp = READ_ONCE(entry->d_time);
+	return ext && time >> 62 == 3 && extfuse_kept_at(ext, time, stamp) ? stamp : 0;
+}
+
+/*
+ * The daemon has moved a name, and the dcache is about to. Whoever reads the old word and this stamp finds that the
+ * old slot is newer (extfuse_keep_own()).
+ */
+void extfuse_keep_moved(struct dentry *entry, const struct extfuse_keep *kept)
+{
+	if (!kept->time)
+		return;
+	WRITE_ONCE(entry->d_time, kept->stamp);
+	smp_wmb();
+	fuse_dentry_keep(entry, EXTFUSE_KEPT | extfuse_kept_slot(kept->time));
 }
 
 /* What has become of an OPEN, and how others may be answered. */

@@ -32,7 +32,9 @@ const CARRIER_PREFIX: &str = "carry_";
 const LEARNT: [(&str, &[&str]); 5] = [
     (
         "LOOKUP",
-        &["LOOKUP", "CREATE", "MKNOD", "MKDIR", "SYMLINK", "LINK"],
+        &[
+            "LOOKUP", "CREATE", "MKNOD", "MKDIR", "SYMLINK", "LINK", "RENAME", "RENAME2",
+        ],
     ),
     ("GETATTR", &["LOOKUP", "GETATTR", "SETATTR"]),
     ("OPEN", &["OPEN"]),

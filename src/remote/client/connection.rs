@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use tracing::warn;
 
 use super::calls::{Break, Shared};
-use super::data::{self, Data, Outcome, Question};
+use super::data::{Data, Outcome, Question};
 use super::epoch::{Epoch, reply_inward};
 use super::figures::Counts;
 use super::greeting::{ConnectError, Target};
@@ -149,17 +149,14 @@ impl Connection {
     /// happened yet, and it is for [`call`](Self::call).
     pub(crate) fn read(&self, question: &Question<'_>, channel: &Channel, reply: ReplyData) -> Outcome {
         match self.shared.session() {
-            Some(session) if question.size >= data::FROM => {
-                self.data.read(session, question, &self.shared, channel, reply)
-            }
-            _ => Outcome::Not(reply),
+            Some(session) => self.data.read(session, question, &self.shared, channel, reply),
+            None => Outcome::Not(reply),
         }
     }
 
     /// Bytes of an open file, and its version if one is known; none if they are not to be had.
     pub(super) fn fetch(&self, about: &About, size: u32) -> Option<(Vec<u8>, u64)> {
         if let Some(session) = self.shared.session()
-            && size >= data::FROM
             && let Some(fetched) = self.data.fetch(session, about, size, &self.shared)
         {
             return Some(fetched);

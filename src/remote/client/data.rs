@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Connections for data: a READ of many bytes goes over one of its own, whose payload the module takes from the
-//! socket into the request's pages.
+//! socket into the request's pages. A small one takes such a connection if there is one that has nothing to do: who asks is
+//! then who hears the answer, and no other thread is woken.
 //!
 //! They have joined the session of the mount's own connection, and end with it. A READ has one to itself, so that its
 //! payload is where the module expects it, and nothing waits behind it. What goes wrong before
@@ -25,8 +26,8 @@ use crate::remote::wire::message::{Read, SessionId, Wanted};
 use crate::remote::wire::{Body, Flags, Header, Kind, Request, WireError};
 use crate::splice::{self, Channel, FuseBuf, FuseBufVec, ReplyError, Unanswered, Way};
 
-/// From how many bytes on a READ goes over a connection of its own: below, it is no faster.
-pub(super) const FROM: u32 = splice::FILL_FROM as u32;
+/// From how many bytes on a READ is worth a connection that is made for it: below, nothing goes past us.
+const FROM: u32 = splice::FILL_FROM as u32;
 
 /// How many there are at the same time, at most.
 const MOST: usize = 8;
@@ -112,16 +113,20 @@ impl Data {
         }
     }
 
-    /// One for this session, and whether it has been in use before. None if there are too many, or none can be had.
-    fn take(&self, session: SessionId) -> Option<(Taken<'_>, DataLine, bool)> {
+    /// One for this session and for so many bytes, and whether it has been in use before. None if there are too many, or
+    /// none can be had.
+    fn take(&self, session: SessionId, bytes: u32) -> Option<(Taken<'_>, DataLine, bool)> {
         let mut pool = self.pool.lock();
         // Those of an old one are closed already, by the server.
         pool.idle.retain(|idle| idle.session == session);
         if pool.out >= MOST || pool.not_before.is_some_and(|at| at > Instant::now()) {
             return None;
         }
-        pool.out += 1;
         let idle = pool.idle.pop();
+        if idle.is_none() && bytes < FROM {
+            return None;
+        }
+        pool.out += 1;
         drop(pool);
         let taken = Taken {
             data: self,
@@ -154,7 +159,7 @@ impl Data {
         let deadline = Instant::now() + self.timeout;
         let mut failures = 0;
         loop {
-            let (mut taken, mut line, used) = self.take(session)?;
+            let (mut taken, mut line, used) = self.take(session, size)?;
             match line.fetch(epoch, about, size, flags(failures)) {
                 Ok(fetched) => {
                     taken.line = Some(line);
@@ -191,7 +196,7 @@ impl Data {
         let mut unanswered = Unanswered::new(read, reply);
         let mut failures = 0;
         loop {
-            let Some((mut taken, mut line, used)) = self.take(session) else {
+            let Some((mut taken, mut line, used)) = self.take(session, question.size) else {
                 return otherwise(question, shared, channel, unanswered);
             };
             let (tried, whole) = line.read(epoch, question, flags(failures), shared, channel, unanswered);

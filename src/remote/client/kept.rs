@@ -195,6 +195,7 @@ fn told<'r>(about: &About, request: &'r Request<'_>) -> Option<Key<'r>> {
         Request::Symlink(m) => Key::Entry(node, m.name.as_bytes()),
         Request::Create(m) => Key::Entry(node, m.name.as_bytes()),
         Request::Link(m) => Key::Entry(NodeId(m.parent), m.name.as_bytes()),
+        Request::Rename(m) => Key::Entry(NodeId(m.new_parent), m.new_name.as_bytes()),
         Request::Getattr(_) | Request::Setattr(_) => Key::Attr(node),
         Request::Read(_) | Request::Readdir(_) => Key::Data(node),
         Request::Statfs(_) => SPACE,

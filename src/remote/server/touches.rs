@@ -119,6 +119,7 @@ pub fn told(stack: &Stack, header: &Header, request: &Request<'_>) -> Result<Opt
         Request::Symlink(m) => name(header.node, &m.name),
         Request::Create(m) => name(header.node, &m.name),
         Request::Link(m) => name(m.parent, &m.name),
+        Request::Rename(m) => name(m.new_parent, &m.new_name),
         Request::Getattr(_) | Request::Setattr(_) => of(Part::Attributes),
         Request::Getxattr(_) | Request::Listxattr(_) => of(Part::Attributes),
         Request::Read(_) | Request::Readdir(_) => of(Part::Data),
