@@ -19,10 +19,7 @@
 /* Asked for by each READDIR of a directory but the first. */
 #define EXTFUSE_LISTING_SIZE (32U << 10)
 
-/*
- * What the walk needs of the directory of names that are kept. With the RCU walk's lock, or a
- * name's of it.
- */
+/* Under RCU: what the walk needs of the directory of names that are kept. */
 static void note_directory(struct inode *dir)
 {
 	struct extfuse_inode *parent = &get_fuse_inode(dir)->ext;
@@ -55,15 +52,18 @@ static noinline u64 arrive(struct dentry *entry, u64 time)
 	struct inode *dir;
 	u64 hash;
 
+	rcu_read_lock();
 	spin_lock(&entry->d_lock);
-	dir = d_inode(entry->d_parent);
 	hash = extfuse_name_hash(ext, entry->d_name.name, entry->d_name.len);
-	if (extfuse_entry_slot(get_node_id(dir), hash) == slot &&
+	/* In the RCU walk both may be going. */
+	dir = d_inode_rcu(READ_ONCE(entry->d_parent));
+	if (dir && extfuse_entry_slot(get_node_id(dir), hash) == slot &&
 	    cmpxchg(&entry->d_fsdata, (void *)time, (void *)kept) == (void *)time) {
 		note_directory(dir);
 		time = kept;
 	}
 	spin_unlock(&entry->d_lock);
+	rcu_read_unlock();
 	return time;
 }
 
