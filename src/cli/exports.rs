@@ -21,8 +21,8 @@ pub struct Exports {
         value_name = "[NAME=]DIR"
     )]
     directories: Vec<OsString>,
-    /// The directories, in a file; see below. It is read anew on SIGHUP: clients of those that are still the same go on,
-    /// the others' sessions end
+    /// The directories, in a file; see below. It is read anew on SIGHUP: clients of those that are still the same go
+    /// on, the others' sessions end
     #[arg(long, value_name = "FILE")]
     exports: Option<PathBuf>,
     /// Refuse every change

@@ -121,8 +121,8 @@ pub struct Options {
     pub connections: usize,
     /// Connections that are not served yet at the same time; for a further one the oldest is closed.
     pub strangers: usize,
-    /// Files and directories that a client may have open here at the same time. Each has a descriptor. What is only read
-    /// a client need not open, if we may read any file.
+    /// Files and directories that a client may have open here at the same time. Each has a descriptor. What is only
+    /// read a client need not open, if we may read any file.
     pub open: usize,
     /// Nodes that a client may know at the same time: those that its kernel remembers. Each has a descriptor, too.
     pub nodes: usize,

@@ -60,7 +60,8 @@ pub struct MountOptions {
     /// The largest READ, in bytes.
     pub max_read: Option<u32>,
     /// How far the kernel reads ahead of who reads one byte after the other, in bytes: as long as the round trip is
-    /// long. None: 128 KiB, as everywhere. What a READ may hold, and `max_read`, still stand. Needs root: who is not has 128 KiB.
+    /// long. None: 128 KiB, as everywhere. What a READ may hold, and `max_read`, still stand. Needs root: who is not has
+    /// 128 KiB.
     pub read_ahead: Option<u32>,
     /// How many threads answer requests; at least one.
     pub threads: usize,

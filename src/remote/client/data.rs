@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Connections for data: a READ of many bytes goes over one of its own, whose payload the module takes from the
-//! socket into the request's pages. A small one takes such a connection if there is one that has nothing to do: who asks is
-//! then who hears the answer, and no other thread is woken.
+//! socket into the request's pages. A small one takes such a connection if there is one that has nothing to do: who asks
+//! is then who hears the answer, and no other thread is woken.
 //!
 //! They have joined the session of the mount's own connection, and end with it. A READ has one to itself, so that its
 //! payload is where the module expects it, and nothing waits behind it. What goes wrong before
@@ -113,8 +113,8 @@ impl Data {
         }
     }
 
-    /// One for this session and for so many bytes, and whether it has been in use before. None if there are too many, or
-    /// none can be had.
+    /// One for this session and for so many bytes, and whether it has been in use before. None if there are too many,
+    /// or none can be had.
     fn take(&self, session: SessionId, bytes: u32) -> Option<(Taken<'_>, DataLine, bool)> {
         let mut pool = self.pool.lock();
         // Those of an old one are closed already, by the server.
