@@ -15,6 +15,7 @@ pub mod mountinfo;
 pub mod pipe;
 pub mod process;
 pub mod sendfile;
+pub mod shrink;
 pub mod stream;
 pub mod tls;
 pub mod xattr;

@@ -4,8 +4,10 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{EXTFUSE, Mounted, Scratch, extfuse, mounts_at, one_line, refusal, runs};
@@ -331,4 +333,37 @@ fn answers_that_are_errors_are_counted() {
     let rmdir = mounted.report().opcodes["RMDIR"];
     assert_eq!((rmdir.upcalls, rmdir.errors), (1, Some(1)));
     assert_eq!(mounted.report().opcodes["MKDIR"].errors, Some(0));
+}
+
+#[test]
+fn a_tree_is_seen_whole_with_fewer_descriptors_than_it_has_files() {
+    let scratch = Scratch::new();
+    for number in 0..3000 {
+        scratch.write(&number.to_string(), "x");
+    }
+    // Who may raise limits would.
+    let mut command = Command::new("prlimit");
+    command
+        .args(["--nofile=800:800", "setpriv", "--bounding-set", "-sys_resource"])
+        .args([EXTFUSE, "mount", "-f", "--stock"])
+        .args([scratch.source(), scratch.mountpoint()]);
+    let mounted = Mounted::from_command(command, &scratch.mountpoint());
+    let in_use = fs::File::open(mounted.join("7")).unwrap();
+    let inode = |file: std::io::Result<fs::Metadata>| file.unwrap().ino();
+    let was = inode(in_use.metadata());
+    for number in 0..3000 {
+        // Fast enough for what is forgotten in the background.
+        if number % 100 == 99 {
+            thread::sleep(Duration::from_millis(200));
+        }
+        assert_eq!(
+            fs::read(mounted.join(&number.to_string())).unwrap(),
+            b"x",
+            "{number}"
+        );
+    }
+    assert_eq!(inode(in_use.metadata()), was);
+    assert_eq!(inode(fs::metadata(mounted.join("7"))), was);
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", mounted.pid())).unwrap();
+    assert!(descriptors.count() < 800);
 }

@@ -339,6 +339,7 @@ pub fn mount(
             Some(valid) => Remote::keeping(connection, kernel, valid),
             None => Remote::new(connection),
         };
+        remote = remote.making_room(side.clone());
         if line.writeback {
             remote = remote.writing_back();
         }

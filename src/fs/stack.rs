@@ -56,6 +56,7 @@ use crate::abi::NodeId;
 use crate::ebpf::{Cache, Snapshot, Validity};
 use crate::fs::kernel::stack_depth;
 use crate::sys::at;
+use crate::sys::shrink::Shrinker;
 
 pub use self::attributes::SetAttr;
 pub use self::data::{OpenFile, Opened};
@@ -85,6 +86,17 @@ pub struct StackOptions {
     /// Which nodes stay when the kernel has forgotten them, so that what was published of them is of use;
     /// needs `cache`. The connection must have been told (`EXTFUSE_HOLDS_NODES`).
     pub hold: Option<Hold>,
+    /// From when on the kernel is to forget what nobody uses.
+    pub crowded: Option<Crowded>,
+}
+
+/// More nodes than there is room for.
+#[derive(Clone, Debug)]
+pub struct Crowded {
+    /// So many, each of which takes a descriptor.
+    pub at: usize,
+    /// Who has the kernel forget.
+    pub shrinker: Arc<Shrinker>,
 }
 
 impl Default for StackOptions {
@@ -98,6 +110,7 @@ impl Default for StackOptions {
             cache: None,
             validity: Validity::UntilChanged,
             hold: None,
+            crowded: None,
         }
     }
 }

@@ -40,6 +40,7 @@ use crate::abi::NodeId;
 use crate::ebpf::{Cache, Key, Learning, Validity};
 use crate::sys::device::Device;
 use crate::sys::mount::Parameters;
+use crate::sys::shrink::Shrinker;
 
 /// How to mount.
 #[derive(Clone, Debug)]
@@ -114,6 +115,7 @@ impl Default for MountOptions {
 pub struct Kernel {
     cache: Weak<Cache>,
     device: Weak<Device<OwnedFd>>,
+    shrinker: Option<Arc<Shrinker>>,
 }
 
 impl Kernel {
@@ -121,7 +123,12 @@ impl Kernel {
         handlers.map_or_else(Self::default, |handlers| Self {
             cache: Arc::downgrade(&handlers.cache()),
             device: Arc::downgrade(handlers.device()),
+            shrinker: None,
         })
+    }
+
+    fn shrunk_by(self, shrinker: Option<Arc<Shrinker>>) -> Self {
+        Self { shrinker, ..self }
     }
 
     /// A side that no kernel is on: to see what one would be told, as with [`Cache::in_memory`].
@@ -130,6 +137,7 @@ impl Kernel {
         Self {
             cache: Arc::downgrade(cache),
             device: Weak::new(),
+            shrinker: None,
         }
     }
 
@@ -154,6 +162,17 @@ impl Kernel {
         if let Some(cache) = self.cache() {
             cache.invalidate(keys);
         }
+    }
+
+    /// Has the kernel give up the names and nodes that nobody uses, with and without the module: for a file system that
+    /// runs out of what a node takes. In the background, at most once a second; FORGETs follow, and WRITEs of pages
+    /// that are dirty. False where it cannot be asked to: of a mount that was made by `fusermount3`, and by what
+    /// [`Session::kernel`] gives.
+    pub fn forget_unused(&self) -> bool {
+        if let Some(shrinker) = &self.shrinker {
+            shrinker.start();
+        }
+        self.shrinker.is_some()
     }
 
     /// For a file system that [holds its nodes](MountOptions::holds_nodes): may it let this one go? All that
@@ -261,5 +280,5 @@ pub fn mount_counted<FS: Filesystem>(
         threads: options.threads.max(1),
         supervisor,
     };
-    plan.start(|handlers, device| make(Kernel::of(handlers), device))
+    plan.start(|handlers, device, shrinker| make(Kernel::of(handlers).shrunk_by(shrinker), device))
 }

@@ -10,7 +10,7 @@ use super::place::Place;
 use super::start::{Made, Plan, Sources};
 use super::{MountOptions, Session, SessionError, Supervisor};
 use crate::ebpf::Learning;
-use crate::fs::stack::Hold;
+use crate::fs::stack::{Crowded, Hold};
 use crate::fs::{Stack, StackOptions};
 use crate::sys::mount::Parameters;
 
@@ -120,7 +120,15 @@ impl Builder {
             threads: self.threads,
             supervisor: self.supervisor,
         };
-        plan.start(|handlers, _| stack(&place.source, &self.options, hold, handlers))
+        let crowded = |shrinker| Crowded {
+            // The rest is for open files, and for what comes until the kernel has forgotten.
+            at: usize::try_from(most - most / 4).unwrap_or(usize::MAX),
+            shrinker,
+        };
+        plan.start(|handlers, _, shrinker| {
+            let crowded = shrinker.filter(|_| most > 0).map(crowded);
+            stack(&place.source, &self.options, hold, handlers, crowded)
+        })
     }
 
     fn parameters(&self, place: &Place, fuse: &Fuse) -> Parameters {
@@ -148,6 +156,7 @@ fn stack(
     options: &MountOptions,
     hold: usize,
     handlers: Option<&Handlers>,
+    crowded: Option<Crowded>,
 ) -> Result<Made<Stack>, SessionError> {
     let (entry_timeout, attr_timeout) = options.timeouts(handlers.is_some());
     let options = StackOptions {
@@ -162,6 +171,7 @@ fn stack(
             nodes: hold,
             device: Arc::downgrade(handlers.device()),
         }),
+        crowded,
     };
     let stack = Stack::new(source, options)?;
     let sources = Sources {

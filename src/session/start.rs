@@ -18,6 +18,7 @@ use crate::fs::{Holding, Upcalls};
 use crate::sys::bdi;
 use crate::sys::mount::{Flavor, Parameters};
 use crate::sys::mountinfo::Location;
+use crate::sys::shrink::Shrinker;
 
 /// All that a session needs but its file system.
 pub(super) struct Plan {
@@ -51,11 +52,15 @@ pub struct Sources {
 }
 
 impl Plan {
-    /// Mounts the file system that `make` gives for the handlers that there are, and the device, if it is known by
-    /// then.
+    /// Mounts the file system that `make` gives for the handlers that there are, and the device and what has the kernel
+    /// forget, if they are known by then.
     pub fn start<FS: Filesystem>(
         mut self,
-        make: impl FnOnce(Option<&Handlers>, Option<BorrowedFd<'_>>) -> Result<Made<FS>, SessionError>,
+        make: impl FnOnce(
+            Option<&Handlers>,
+            Option<BorrowedFd<'_>>,
+            Option<Arc<Shrinker>>,
+        ) -> Result<Made<FS>, SessionError>,
     ) -> Result<Session<FS>, SessionError> {
         let flavor = self.fuse.flavor();
         let privileged = self.fuse.is_privileged();
@@ -67,7 +72,7 @@ impl Plan {
         }
         let (connection, handlers, (filesystem, sources)) = if self.fuse.shows_at_once() {
             // What it opens is opened before the mount may hide it.
-            let made = make(None, None)?;
+            let made = make(None, None, None)?;
             (self.fuse.connect(&self.target, &self.parameters)?, None, made)
         } else {
             let connection = self.fuse.connect(&self.target, &self.parameters)?;
@@ -77,7 +82,9 @@ impl Plan {
                 }
                 _ => None,
             };
-            let made = make(handlers.as_ref(), Some(connection.device.as_fd()))?;
+            let shrinker = Shrinker::new(connection.guard.mount);
+            let device = connection.device.as_fd();
+            let made = make(handlers.as_ref(), Some(device), Some(shrinker))?;
             (connection, handlers, made)
         };
         // From here on an error unmounts.

@@ -335,6 +335,19 @@ fn fsopen(fs_type: &CStr) -> Result<OwnedFd, MountError> {
     })
 }
 
+/// Changes nothing of a mounted file system; `root` is where it begins.
+///
+/// # Errors
+/// Those of fspick(2) and fsconfig(2): `EPERM` without the privilege to mount.
+pub(super) fn reconfigure(root: BorrowedFd<'_>) -> Result<(), Errno> {
+    const FSPICK_CLOEXEC: libc::c_uint = 1;
+    const FSPICK_EMPTY_PATH: libc::c_uint = 8;
+    let flags = FSPICK_CLOEXEC | FSPICK_EMPTY_PATH;
+    // SAFETY: the descriptor is open, and the path is a constant C string.
+    let fd = unsafe { libc::syscall(libc::SYS_fspick, root.as_raw_fd(), c"".as_ptr(), flags) };
+    fsconfig(&owned(fd)?, libc::FSCONFIG_CMD_RECONFIGURE, None, None)
+}
+
 fn fsconfig(
     context: &OwnedFd,
     command: libc::c_uint,

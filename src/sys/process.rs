@@ -3,9 +3,10 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout};
 
@@ -86,6 +87,15 @@ pub fn ignore_termination() -> Result<(), Errno> {
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: it does not return, and touches no memory.
     unsafe { libc::_exit(code) }
+}
+
+/// Whether so many more descriptors could be opened, about: the lowest number that is free is taken first. `any` is
+/// copied for a moment.
+#[must_use]
+pub fn has_descriptors(any: impl AsFd, more: u64) -> bool {
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+    let next = any.as_fd().try_clone_to_owned();
+    next.is_ok_and(|next| (next.as_raw_fd().unsigned_abs() as u64) + more < limit)
 }
 
 /// A capability that this program asks for.

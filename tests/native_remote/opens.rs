@@ -2,8 +2,9 @@
 //! Files that are read without being open on the server, and those that have to be.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::process::Command;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, copy_file_range};
@@ -152,4 +153,54 @@ fn a_file_that_is_only_read_can_be_copied_from() {
     assert_eq!(copy_file_range(&from, None, &to, None, 5000).unwrap(), 5000);
     drop((from, to));
     assert_eq!(fs::read(mounted.join("to")).unwrap(), "x".repeat(5000).as_bytes());
+}
+
+/// A server that has so many descriptors, and a client.
+fn few_descriptors(files: usize, descriptors: u32) -> (Scratch, Served, Mounted) {
+    let scratch = Scratch::new();
+    for number in 0..files {
+        scratch.write(&number.to_string(), "x");
+    }
+    let served = Served::tcp(&scratch.source(), &[]);
+    let process = format!("--pid={}", served.child.id());
+    let limit = format!("--nofile={descriptors}:{descriptors}");
+    let limited = Command::new("prlimit").args([process, limit]).status();
+    assert!(limited.unwrap().success());
+    let mounted = mount(&served.url(), &scratch, &[]);
+    (scratch, served, mounted)
+}
+
+#[test]
+fn a_tree_is_seen_whole_with_fewer_descriptors_than_it_has_files() {
+    let (scratch, _served, mounted) = few_descriptors(1500, 400);
+    let in_use = File::open(mounted.join("7")).unwrap();
+    let was = in_use.metadata().unwrap().ino();
+    for number in 0..1500 {
+        let name = number.to_string();
+        assert_eq!(fs::read(mounted.join(&name)).unwrap(), b"x", "{name}");
+        fs::write(mounted.join(&format!("new-{name}")), "y").unwrap();
+    }
+    assert_eq!(fs::read_dir(scratch.source()).unwrap().count(), 3000);
+    assert_eq!(in_use.metadata().unwrap().ino(), was);
+    assert_eq!(fs::metadata(mounted.join("7")).unwrap().ino(), was);
+}
+
+#[test]
+fn who_uses_more_than_there_is_room_for_hears_of_it_soon() {
+    let (_scratch, _served, mounted) = few_descriptors(400, 300);
+    let mut files = Vec::new();
+    let refused = loop {
+        let file = OpenOptions::new()
+            .write(true)
+            .open(mounted.join(&files.len().to_string()));
+        match file {
+            Ok(file) => files.push(file),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refused.raw_os_error(), Some(libc::ENFILE));
+    // Each has a node and a handle.
+    assert!(files.len() > 50, "{}", files.len());
+    files.clear();
+    eventually(|| fs::read(mounted.join("399")).is_ok_and(|bytes| bytes == b"x"));
 }

@@ -229,6 +229,11 @@ impl Stack {
         let stat = at::stat(&fd)?;
         let attr = self.attr(&stat)?;
         let node = self.nodes.lookup(fd, &stat)?;
+        if let Some(crowded) = &self.options.crowded
+            && self.nodes.len() > crowded.at
+        {
+            crowded.shrinker.start();
+        }
         Ok(Entry { node: node.id, attr })
     }
 }

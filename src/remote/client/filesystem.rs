@@ -21,7 +21,8 @@ mod fuse;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use fuser::{
     Errno as FuseErrno, FileAttr, FileHandle, FopenFlags, Generation, INodeNo, OpenFlags, ReplyAttr,
@@ -44,6 +45,10 @@ use crate::remote::wire::Request;
 use crate::remote::wire::message::{Attr, Empty, Entry, Open, Read, Release};
 use crate::splice::Channel;
 
+/// How long it may take until there is room again on the server, and how soon that is looked at.
+const ROOM: Duration = Duration::from_secs(3);
+const BREATH: Duration = Duration::from_millis(50);
+
 /// The server never uses a node's number for another one, so one generation is enough.
 const GENERATION: Generation = Generation(0);
 
@@ -56,6 +61,8 @@ pub struct Remote {
     writeback: Option<WriteBack>,
     connection: Arc<Connection>,
     opens: Opens,
+    /// Who may have to forget what the server has no room for.
+    kernel: Kernel,
     /// For how long what is published holds, at most.
     valid: Validity,
     /// Where payload goes past this process.
@@ -90,6 +97,7 @@ impl Remote {
             writeback: None,
             connection: Arc::new(connection),
             opens: Opens::default(),
+            kernel: Kernel::default(),
             valid: Validity::For(Duration::ZERO),
             channel: None,
             upcalls: Arc::default(),
@@ -171,11 +179,31 @@ impl Remote {
         Ok(Entry { attr, ..entry })
     }
 
+    /// The same; when the server has no room for what this kernel remembers, the kernel forgets what nobody uses.
+    #[must_use]
+    pub fn making_room(self, kernel: Kernel) -> Self {
+        Self { kernel, ..self }
+    }
+
+    /// The answer to what takes a descriptor of the server's. If there is none it has done nothing, and is asked again when
+    /// this kernel has forgotten what nobody uses.
+    fn with_room<T>(&self, ask: impl Fn() -> Result<T>) -> Result<T> {
+        let deadline = Instant::now() + ROOM;
+        loop {
+            match ask() {
+                Err(Errno::ENFILE) if self.kernel.forget_unused() && Instant::now() < deadline => {}
+                asked => return asked,
+            }
+            thread::sleep(BREATH);
+        }
+    }
+
     /// An entry of a directory, as it is now.
     fn entry(&self, parent: INodeNo, request: &Request<'_>) -> Result<Entry> {
-        let asked = self
-            .connection
-            .ask_entry(parent, request, self.valid, || self.late());
+        let asked = self.with_room(|| {
+            let late = || self.late();
+            self.connection.ask_entry(parent, request, self.valid, late)
+        });
         asked.and_then(|(entry, is_late)| self.settled(entry, is_late))
     }
 
@@ -228,7 +256,8 @@ impl Remote {
     }
 
     fn open_there(&self, ino: INodeNo, flags: i32) -> Result<FileHandle> {
-        let opened = self.connection.ask_open(ino, &Request::Open(Open { flags }))?;
+        let open = Request::Open(Open { flags });
+        let opened = self.with_room(|| self.connection.ask_open(ino, &open))?;
         Ok(FileHandle(opened.handle))
     }
 

@@ -346,8 +346,11 @@ impl Filesystem for Remote {
                 flags,
                 caller: caller(req),
             };
-            self.connection
-                .ask_create(parent, create, self.valid, || self.late())
+            self.with_room(|| {
+                let late = || self.late();
+                self.connection
+                    .ask_create(parent, create.clone(), self.valid, late)
+            })
         });
         match result {
             Ok((created, is_late)) => {
@@ -586,7 +589,7 @@ impl Filesystem for Remote {
 
     fn opendir(&self, _req: &FuseRequest, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         self.count(Opcode::Opendir);
-        match self.connection.ask_open(ino, &Request::Opendir(Empty)) {
+        match self.with_room(|| self.connection.ask_open(ino, &Request::Opendir(Empty))) {
             Ok(opened) => reply.opened(FileHandle(opened.handle), FopenFlags::empty()),
             Err(errno) => reply.error(self.refused(Opcode::Opendir, errno)),
         }
