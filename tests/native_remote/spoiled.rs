@@ -4,7 +4,8 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::common::{Mounted, PATIENCE, Scratch, eventually};
 use crate::spoiler::{Spoil, Spoiler};
@@ -91,17 +92,25 @@ fn a_read_whose_answer_is_damaged_each_time_is_an_error() {
 /// A connection for data is no way to the server: there are others.
 #[test]
 fn with_on_disconnect_eio_what_costs_the_mounts_own_connection_is_an_error_at_once() {
-    let scene = Scene::new(&["--on-disconnect", "eio"]);
-    let file = scene.open(libc::O_DIRECT);
+    const SMALL: usize = 8 << 10;
     for how in [Spoil::Flip, Spoil::Cut] {
+        let scene = Scene::new(&["--on-disconnect", "eio"]);
+        let file = scene.open(libc::O_DIRECT);
+        // No connection for data is made for so little.
         scene.spoiler.spoil(how, 1);
-        scene.read(&file, LENGTH).unwrap();
-        assert_eq!(scene.spoiler.seen(), 2, "{how:?}");
-        scene.spoiler.spoil(how, 1);
-        let error = scene.read(&file, 8 << 10).unwrap_err();
+        let error = scene.read(&file, SMALL).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EIO), "{how:?}");
         assert_eq!(scene.spoiler.seen(), 1, "{how:?}");
-        eventually(|| scene.read(&file, 8 << 10).is_ok());
+        eventually(|| scene.read(&file, SMALL).is_ok());
+        // When there is one, it has it.
+        for length in [LENGTH, SMALL] {
+            // It is given back a moment after its answer.
+            thread::sleep(Duration::from_millis(300));
+            scene.spoiler.spoil(how, 1);
+            let read = scene.read(&file, length);
+            assert!(read.is_ok(), "{how:?}, {length}: {read:?}");
+            assert_eq!(scene.spoiler.seen(), 2, "{how:?}");
+        }
     }
 }
 
