@@ -17,6 +17,7 @@
 //! fuser can answer LOOKUP only with the nodeid as inode number: so attributes of entries, too, are valid for
 //! no time at all, and GETATTR gives the right one. For the same reason READDIRPLUS is not offered.
 
+mod files;
 mod fuse;
 
 use std::collections::HashSet;
@@ -32,7 +33,7 @@ use nix::errno::Errno;
 
 use super::locks::{Locks, Pages};
 use super::opens::Opens;
-use super::questions::{Result, data, file, number};
+use super::questions::{Result, data, number};
 use super::spool::{Ahead, Changing};
 use super::writeback::WriteBack;
 use super::{About, Answer, Connection, Spool};
@@ -42,7 +43,7 @@ use crate::fs::Upcalls;
 use crate::fs::kernel::writes;
 use crate::fs::upcalls::Opcode;
 use crate::remote::wire::Request;
-use crate::remote::wire::message::{Attr, Empty, Entry, Open, Read, Release};
+use crate::remote::wire::message::{Attr, Empty, Entry, Read};
 use crate::splice::Channel;
 
 /// How long it may take until there is room again on the server, and how soon that is looked at.
@@ -244,36 +245,6 @@ impl Remote {
             Some(Shared { flushes: false, .. }) => FopenFlags::empty(),
             _ => FopenFlags::FOPEN_NOFLUSH,
         }
-    }
-
-    /// Opens a file. One that is only read the server need not hear of.
-    fn open_file(&self, ino: INodeNo, flags: i32) -> Result<FileHandle> {
-        let plain = flags & (libc::O_ACCMODE | libc::O_TRUNC | libc::O_NOATIME) == libc::O_RDONLY;
-        if plain && self.connection.reads_node(ino.0) {
-            return Ok(self.opens.open());
-        }
-        self.open_there(ino, flags)
-    }
-
-    fn open_there(&self, ino: INodeNo, flags: i32) -> Result<FileHandle> {
-        let open = Request::Open(Open { flags });
-        let opened = self.with_room(|| self.connection.ask_open(ino, &open))?;
-        Ok(FileHandle(opened.handle))
-    }
-
-    /// The server's handle of an open file, for what is asked with one.
-    fn handle(&self, ino: INodeNo, fh: FileHandle) -> Result<FileHandle> {
-        let open = || self.open_there(ino, libc::O_RDONLY);
-        // The server closes it with the session, if not now.
-        let spare = |fh| {
-            let _ = self.close_there(ino, fh, None);
-        };
-        self.opens.open_there(fh, open, spare)
-    }
-
-    fn close_there(&self, ino: INodeNo, fh: FileHandle, owner: Option<u64>) -> Result<()> {
-        let release = Request::Release(Release { owner });
-        self.connection.ask(&file(ino, fh), &release).map(drop)
     }
 
     /// How often the kernel has asked.

@@ -386,10 +386,7 @@ impl Filesystem for Remote {
         self.settle(ino);
         // No READ is larger: see `MAX_WRITE`.
         let size = size.min(MAX_PAYLOAD);
-        let about = match self.opens.there(fh) {
-            Some(there) => file_at(ino, there, offset),
-            None => About { offset, ..node(ino) },
-        };
+        let about = self.read_at(ino, fh, offset);
         if let Some(bytes) = self.read_spooled(&about, size, flags) {
             self.connection.counts().spooled(bytes.len() as u64);
             return reply.data(&bytes);
@@ -461,10 +458,7 @@ impl Filesystem for Remote {
         self.count(Opcode::Flush);
         let flush = Request::Flush(Flush { owner: owner.0 });
         let finished = self.finish(ino, fh);
-        let ask = || {
-            let there = self.handle(ino, fh)?;
-            self.connection.ask(&file(ino, there), &flush).map(drop)
-        };
+        let ask = || self.ask_file(file(ino, fh), &flush).map(drop);
         let flushed = match &self.locks {
             Some(shared) => shared.locks.flush(ino, fh, owner.0, ask),
             // Nothing was written through one that the server has not heard of.
@@ -577,13 +571,11 @@ impl Filesystem for Remote {
     fn fsync(&self, _req: &FuseRequest, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
         self.count(Opcode::Fsync);
         let finished = self.finish(ino, fh);
-        let result = self.handle(ino, fh).and_then(|there| {
-            let about = About {
-                flags: sync_flags(datasync),
-                ..file(ino, there)
-            };
-            self.connection.ask(&about, &Request::Fsync(Empty))
-        });
+        let about = About {
+            flags: sync_flags(datasync),
+            ..file(ino, fh)
+        };
+        let result = self.ask_file(about, &Request::Fsync(Empty));
         self.empty(Opcode::Fsync, reply, finished.and(result));
     }
 
@@ -755,12 +747,9 @@ impl Filesystem for Remote {
     ) {
         self.count(Opcode::Lseek);
         self.settle(ino);
+        let about = file_at(ino, fh, offset.cast_unsigned());
         let found = self
-            .handle(ino, fh)
-            .and_then(|there| {
-                let about = file_at(ino, there, offset.cast_unsigned());
-                self.connection.ask(&about, &Request::Lseek(Lseek { whence }))
-            })
+            .ask_file(about, &Request::Lseek(Lseek { whence }))
             .and_then(|answer| {
                 i64::try_from(answer.header.offset)
                     .map_err(|_| senseless(Kind::Lseek, "its offset is beyond any file"))
@@ -797,10 +786,8 @@ impl Filesystem for Remote {
             length,
             flags: flags.bits(),
         };
-        let result = self.handle(ino_in, fh_in).and_then(|there| {
-            let about = file_at(ino_in, there, offset_in);
-            self.connection.ask(&about, &Request::CopyFileRange(copy))
-        });
+        let about = file_at(ino_in, fh_in, offset_in);
+        let result = self.ask_file(about, &Request::CopyFileRange(copy));
         self.reply_written(Opcode::CopyFileRange, reply, length, result);
     }
 }
