@@ -145,7 +145,7 @@ impl<FS: Filesystem> Session<FS> {
     /// The kernel's side of the mount, for other threads.
     #[must_use]
     pub fn kernel(&self) -> Kernel {
-        Kernel::of(self.facts.handlers.as_ref())
+        Kernel::of(self.facts.handlers.as_ref(), self.facts.shrinker.clone())
     }
 
     /// What tells the kernel of changes where there is no module, too. It keeps the connection: for the file system

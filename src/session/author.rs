@@ -119,16 +119,13 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    pub(super) fn of(handlers: Option<&Handlers>) -> Self {
-        handlers.map_or_else(Self::default, |handlers| Self {
+    pub(super) fn of(handlers: Option<&Handlers>, shrinker: Option<Arc<Shrinker>>) -> Self {
+        let kernel = handlers.map_or_else(Self::default, |handlers| Self {
             cache: Arc::downgrade(&handlers.cache()),
             device: Arc::downgrade(handlers.device()),
             shrinker: None,
-        })
-    }
-
-    fn shrunk_by(self, shrinker: Option<Arc<Shrinker>>) -> Self {
-        Self { shrinker, ..self }
+        });
+        Self { shrinker, ..kernel }
     }
 
     /// A side that no kernel is on: to see what one would be told, as with [`Cache::in_memory`].
@@ -166,8 +163,7 @@ impl Kernel {
 
     /// Has the kernel give up the names and nodes that nobody uses, with and without the module: for a file system that
     /// runs out of what a node takes. In the background, at most once a second; FORGETs follow, and WRITEs of pages
-    /// that are dirty. False where it cannot be asked to: of a mount that was made by `fusermount3`, and by what
-    /// [`Session::kernel`] gives.
+    /// that are dirty. False where it cannot be asked to: of a mount that was made by `fusermount3`.
     pub fn forget_unused(&self) -> bool {
         if let Some(shrinker) = &self.shrinker {
             shrinker.start();
@@ -280,5 +276,5 @@ pub fn mount_counted<FS: Filesystem>(
         threads: options.threads.max(1),
         supervisor,
     };
-    plan.start(|handlers, device, shrinker| make(Kernel::of(handlers).shrunk_by(shrinker), device))
+    plan.start(|handlers, device, shrinker| make(Kernel::of(handlers, shrinker), device))
 }

@@ -15,6 +15,7 @@ use crate::ebpf::Object;
 use crate::fs::Upcalls;
 use crate::sys::mount::Flavor;
 use crate::sys::mountinfo::MountId;
+use crate::sys::shrink::Shrinker;
 
 /// What is known of a session while it is served.
 #[derive(Debug)]
@@ -28,6 +29,8 @@ pub(super) struct Facts {
     pub started: Instant,
     pub sources: Sources,
     pub handlers: Option<Handlers>,
+    /// If this process has mounted it itself.
+    pub shrinker: Option<Arc<Shrinker>>,
     pub warnings: Vec<String>,
 }
 

@@ -70,10 +70,15 @@ impl Plan {
                 "{reason}: falling back to stock FUSE, nothing is answered in the kernel"
             ));
         }
-        let (connection, handlers, (filesystem, sources)) = if self.fuse.shows_at_once() {
+        let (connection, handlers, shrinker, (filesystem, sources)) = if self.fuse.shows_at_once() {
             // What it opens is opened before the mount may hide it.
             let made = make(None, None, None)?;
-            (self.fuse.connect(&self.target, &self.parameters)?, None, made)
+            (
+                self.fuse.connect(&self.target, &self.parameters)?,
+                None,
+                None,
+                made,
+            )
         } else {
             let connection = self.fuse.connect(&self.target, &self.parameters)?;
             let handlers = match self.handlers {
@@ -82,10 +87,10 @@ impl Plan {
                 }
                 _ => None,
             };
-            let shrinker = Shrinker::new(connection.guard.mount);
+            let shrinker = Some(Shrinker::new(connection.guard.mount));
             let device = connection.device.as_fd();
-            let made = make(handlers.as_ref(), Some(device), Some(shrinker))?;
-            (connection, handlers, made)
+            let made = make(handlers.as_ref(), Some(device), shrinker.clone())?;
+            (connection, handlers, shrinker, made)
         };
         // From here on an error unmounts.
         let Connection {
@@ -115,6 +120,7 @@ impl Plan {
             started: Instant::now(),
             sources,
             handlers,
+            shrinker,
             warnings,
         });
         if let Some(supervisor) = &mut self.supervisor {
