@@ -119,6 +119,14 @@ int extfuse_flush(struct file *file, fl_owner_t id);
 int fuse_flush(struct file *file, fl_owner_t id);
 bool extfuse_fsync(struct file *file, loff_t start, loff_t end, int datasync, int *err);
 
+/* folios.c */
+void extfuse_folios_begin(struct inode *inode);
+void extfuse_folios_end(struct inode *inode);
+void extfuse_folio_read(struct folio *folio, int err);
+unsigned int extfuse_readahead_batch(struct readahead_control *rac, struct page **pages, unsigned int max);
+void extfuse_readahead(struct readahead_control *rac);
+void fuse_readahead(struct readahead_control *rac);
+
 static inline bool extfuse_deferred(const struct fuse_file *ff)
 {
 	return test_bit(EXTFUSE_FILE_DEFERRED, &ff->ext.state);
@@ -442,6 +450,7 @@ void extfuse_map_args(const struct fuse_args *args, unsigned int dir, unsigned i
 void extfuse_map(struct fuse_req *req, unsigned int dir, unsigned int off, unsigned int len, struct bio_vec *bv,
 		 unsigned int max, struct iov_iter *iter);
 u32 extfuse_crc(u32 crc, const void *bytes, size_t len);
+u32 extfuse_crc_of(u32 crc, const struct iov_iter *iter, size_t len);
 bool extfuse_has_gate(struct extfuse_conn *ext);
 struct fuse_req *extfuse_section_own(struct fuse_dev *fud, u64 unique, u32 offset, u32 payload);
 int extfuse_section_begin(struct fuse_req *req, struct extfuse_frame *frame, u32 had);

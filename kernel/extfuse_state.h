@@ -40,6 +40,7 @@ struct extfuse_inode {
 	u64 listing_since; /* ... and was not asked for earlier, jiffies; fi->rdc.lock */
 	u64 passthru_stamp; /* since when READ passes through without asking; 0: ask */
 	bool locked; /* a lock of fcntl(2) was asked for: every close has a FLUSH from then on */
+	bool small_folios; /* it was opened for writing: folios.c */
 };
 
 /* extfuse_file.state */

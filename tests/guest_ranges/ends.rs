@@ -74,7 +74,7 @@ impl Blocked {
         std::os::unix::fs::FileExt::write_all_at(&truth.truth, &[7; SIZE as usize], 0).unwrap();
         let gate = Arc::<Gate>::default();
         let at = Arc::clone(&gate);
-        inner.on_read(move |_| at.pass());
+        inner.on_read(move |_, _| at.pass());
         let outer = Served::new();
         outer.file("cached", SIZE);
         let backing = outer.register("cached", &below, options, 0..SIZE);

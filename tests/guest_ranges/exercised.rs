@@ -71,7 +71,7 @@ fn from_copies() {
     );
     let (state, spools) = (Arc::downgrade(&served.state), served.spools.clone());
     let kept = Mutex::new(HashMap::new());
-    served.on_read(move |nodeid| {
+    served.on_read(move |nodeid, _| {
         let mut kept = kept.lock().unwrap();
         let node = state.upgrade().unwrap().node(nodeid).unwrap();
         let at = stamps.snapshot();

@@ -70,8 +70,9 @@ pub struct Node {
     open_flags: u32,
 }
 
-/// Called for every READ that comes up, before it is answered; it may wait, or answer with an error.
-pub type OnRead = dyn Fn(u64) -> Option<Errno> + Send + Sync;
+/// Called for every READ that comes up, of which node and range, before it is answered; it may wait, or answer with an
+/// error.
+pub type OnRead = dyn Fn(u64, Range<u64>) -> Option<Errno> + Send + Sync;
 
 /// Called for every node that is created or looked up, before that is answered.
 pub type OnNode = dyn Fn(u64, &Node) + Send + Sync;
@@ -256,7 +257,8 @@ impl Filesystem for Daemon {
         reply: ReplyData,
     ) {
         let hook = self.state.on_read.lock().unwrap().clone();
-        if let Some(error) = hook.and_then(|hook| hook(ino.0)) {
+        let range = offset..offset + u64::from(size);
+        if let Some(error) = hook.and_then(|hook| hook(ino.0, range)) {
             return reply.error(error);
         }
         let mut data = vec![0; size as usize];
@@ -464,7 +466,7 @@ impl Served {
         self.count(READ, Counter::EXTFUSE_COUNT_PASSTHRU)
     }
 
-    pub fn on_read(&self, hook: impl Fn(u64) -> Option<Errno> + Send + Sync + 'static) {
+    pub fn on_read(&self, hook: impl Fn(u64, Range<u64>) -> Option<Errno> + Send + Sync + 'static) {
         *self.state.on_read.lock().unwrap() = Some(Arc::new(hook));
     }
 
