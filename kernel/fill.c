@@ -93,6 +93,7 @@ struct fill {
 	long left;
 	u32 done; /* bytes of the frame */
 	bool urgent; /* the socket has something for recvmsg() only */
+	bool sums_pages; /* as nobody else writes to them; otherwise what comes from the socket */
 	u8 *buffer; /* BUFFERED bytes, for what cannot be read with the request owned */
 	unsigned int max;
 	struct bio_vec *bv;
@@ -125,10 +126,7 @@ static u32 payload_done(const struct extfuse_frame *frame, u32 done)
 	return clamp(done, frame->header, frame->header + frame->payload) - frame->header;
 }
 
-/*
- * With the socket's lock, the request owned: a piece of the stream. The checksum
- * is of the socket's own bytes, which lie together, unlike the pages.
- */
+/* With the socket's lock, the request owned: a piece of the stream. */
 static int take(read_descriptor_t *desc, struct sk_buff *skb, unsigned int offset, size_t len)
 {
 	struct fill *fill = desc->arg.data;
@@ -154,7 +152,7 @@ static int take(read_descriptor_t *desc, struct sk_buff *skb, unsigned int offse
 				desc->count = taken; /* map the next pages first */
 				break;
 			}
-			if (frame->summed)
+			if (frame->summed && !fill->sums_pages)
 				frame->crc = extfuse_crc(frame->crc, from, n);
 		}
 		taken += n;
@@ -173,29 +171,36 @@ static void map_rest(struct fill *fill, struct fuse_req *req)
 	if (!iov_iter_count(&fill->to))
 		extfuse_map(req, ITER_DEST, fill->frame.offset + done, fill->frame.payload - done, fill->bv, fill->max,
 			    &fill->to);
+	fill->sums_pages = !req->args->user_pages;
 }
 
 /*
  * From a socket that lends out its buffers: into the pages, without a copy
- * between. The socket's lock is taken first: who holds it may sleep.
+ * between. The socket's lock is taken first: who holds it may sleep. Pages of
+ * the cache lie together more than what came, and are summed up after it.
  */
 static ssize_t receive(struct fill *fill)
 {
 	read_descriptor_t desc = { .arg.data = fill, .count = frame_size(&fill->frame) - fill->done };
 	struct sock *sk = fill->sock->sk;
+	struct extfuse_frame *frame = &fill->frame;
 	u32 before = fill->done;
 	struct fuse_req *req;
+	struct iov_iter to;
 	ssize_t ret;
 	int err;
 
 	lock_sock(sk);
-	req = extfuse_section_own_again(fill->fud, fill->unique, &fill->frame);
+	req = extfuse_section_own_again(fill->fud, fill->unique, frame);
 	if (IS_ERR(req)) {
 		release_sock(sk);
 		return PTR_ERR(req);
 	}
 	map_rest(fill, req);
+	to = fill->to;
 	ret = READ_ONCE(fill->sock->ops)->read_sock(sk, &desc, take);
+	if (frame->summed && fill->sums_pages)
+		frame->crc = extfuse_crc_of(frame->crc, &to, iov_iter_count(&to) - iov_iter_count(&fill->to));
 	err = extfuse_disown(fill->fud, req, false);
 	release_sock(sk);
 	if (err)

@@ -64,7 +64,18 @@ static bool page_at(const struct fuse_args_pages *ap, unsigned int i, struct bio
 	return true;
 }
 
-/* Maps as much of [@off, @off + @len) as @max entries hold, none longer than a page; @iter goes over it. */
+/* What lies together in a folio is one piece, and mapped as such. */
+static_assert(!IS_ENABLED(CONFIG_HIGHMEM));
+
+static bool joins(const struct bio_vec *bv, const struct bio_vec *next)
+{
+	u32 end = bv->bv_offset + bv->bv_len;
+
+	return !next->bv_offset && PAGE_ALIGNED(end) &&
+	       nth_page(bv->bv_page, end / PAGE_SIZE) == next->bv_page && PageTail(next->bv_page);
+}
+
+/* Maps as much of [@off, @off + @len) as @max entries hold; @iter goes over it. */
 void extfuse_map_args(const struct fuse_args *args, unsigned int dir, unsigned int off, unsigned int len,
 		      struct bio_vec *bv, unsigned int max, struct iov_iter *iter)
 {
@@ -72,30 +83,24 @@ void extfuse_map_args(const struct fuse_args *args, unsigned int dir, unsigned i
 	unsigned int i, nr = 0, mapped = 0;
 	struct bio_vec one;
 
-	for (i = 0; mapped < len && nr < max && page_at(ap, i, &one); i++) {
+	for (i = 0; mapped < len && page_at(ap, i, &one); i++) {
 		if (off >= one.bv_len) {
 			off -= one.bv_len;
 			continue;
 		}
-		if (likely(one.bv_offset + one.bv_len <= PAGE_SIZE)) {
-			unsigned int n = min(one.bv_len - off, len - mapped);
-
-			bvec_set_page(&bv[nr++], one.bv_page, n, one.bv_offset + off);
-			mapped += n;
+		if (unlikely(off)) {
+			bvec_set_page(&one, nth_page(one.bv_page, (one.bv_offset + off) / PAGE_SIZE), one.bv_len - off,
+				      offset_in_page(one.bv_offset + off));
 			off = 0;
-			continue;
 		}
-		for (; off < one.bv_len && mapped < len && nr < max; nr++) {
-			unsigned int at = one.bv_offset + off;
-			unsigned int n = min3(one.bv_len - off, len - mapped, (unsigned int)(PAGE_SIZE - offset_in_page(at)));
-
-			bvec_set_page(&bv[nr], nth_page(one.bv_page, at / PAGE_SIZE), n, offset_in_page(at));
-			off += n;
-			mapped += n;
-		}
-		if (nr == max)
+		one.bv_len = min(one.bv_len, len - mapped);
+		if (nr && joins(&bv[nr - 1], &one))
+			bv[nr - 1].bv_len += one.bv_len;
+		else if (nr < max)
+			bv[nr++] = one;
+		else
 			break;
-		off -= min(off, one.bv_len);
+		mapped += one.bv_len;
 	}
 	iov_iter_bvec(iter, dir, bv, nr, mapped);
 }
@@ -107,7 +112,7 @@ void extfuse_map(struct fuse_req *req, unsigned int dir, unsigned int off, unsig
 }
 
 /* Of the next @len bytes of @iter, which is not moved. */
-static u32 crc_of(u32 crc, const struct iov_iter *iter, size_t len)
+u32 extfuse_crc_of(u32 crc, const struct iov_iter *iter, size_t len)
 {
 	const struct bio_vec *bv = iter->bvec;
 	size_t skip = iter->iov_offset;
@@ -382,7 +387,7 @@ static int judge(struct extfuse_conn *ext, struct fuse_req *req, struct extfuse_
 		while (off < frame->payload) {
 			extfuse_map(req, ITER_SOURCE, frame->offset + off, frame->payload - off, bv,
 				    ARRAY_SIZE(bv), &iter);
-			frame->crc = crc_of(frame->crc, &iter, iov_iter_count(&iter));
+			frame->crc = extfuse_crc_of(frame->crc, &iter, iov_iter_count(&iter));
 			off += iov_iter_count(&iter);
 		}
 	}
@@ -453,7 +458,7 @@ static int copy_payload(struct fuse_copy_state *cs, struct fuse_req *req, struct
 		if (err)
 			break;
 		if (frame->summed)
-			frame->crc = crc_of(frame->crc, &iter, iov_iter_count(&iter));
+			frame->crc = extfuse_crc_of(frame->crc, &iter, iov_iter_count(&iter));
 		off += iov_iter_count(&iter);
 	}
 	/* What is left of a page of the message stays mapped in @cs: the footer is next. */
