@@ -15,6 +15,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, set
 use nix::sys::time::TimeVal;
 
 use super::tls;
+use crate::sys::stream::cork;
 
 /// What a Unix socket's address begins with.
 const UNIX: &str = "unix:";
@@ -250,6 +251,18 @@ impl Stream {
     pub fn set_nodelay(&self, nodelay: bool) -> io::Result<()> {
         match self {
             Self::Tcp(stream) | Self::Tls(stream) => stream.set_nodelay(nodelay),
+            Self::Unix(_) => Ok(()),
+        }
+    }
+
+    /// Whether what is written waits until there is a segment of it; on a Unix socket nothing does.
+    ///
+    /// # Errors
+    ///
+    /// Those of setsockopt(2).
+    pub fn set_corked(&self, corked: bool) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) | Self::Tls(stream) => Ok(cork(stream, corked)?),
             Self::Unix(_) => Ok(()),
         }
     }

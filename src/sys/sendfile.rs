@@ -12,16 +12,13 @@ use nix::sys::socket::{MsgFlags, sendmsg};
 
 use super::stream::Deadline;
 
-/// Sends all of these bytes. With `more` they may wait for what is sent next.
+/// Sends all of these bytes.
 ///
 /// # Errors
 ///
 /// ETIMEDOUT; those of send(2).
-pub fn send_bytes(socket: &impl AsFd, mut bytes: &[u8], more: bool, deadline: Deadline) -> io::Result<()> {
-    let mut flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-    if more {
-        flags |= MsgFlags::from_bits_retain(libc::MSG_MORE);
-    }
+pub fn send_bytes(socket: &impl AsFd, mut bytes: &[u8], deadline: Deadline) -> io::Result<()> {
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     while !bytes.is_empty() {
         let descriptor = socket.as_fd().as_raw_fd();
         match sendmsg::<()>(descriptor, &[IoSlice::new(bytes)], &[], flags, None) {

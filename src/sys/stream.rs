@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{MsgFlags, Shutdown, getsockopt, recv, sendmsg, shutdown};
+use nix::sys::socket::{MsgFlags, Shutdown, getsockopt, recv, sendmsg, setsockopt, shutdown};
 use nix::sys::stat::{SFlag, fstat};
 use nix::sys::uio::{pread, pwritev};
 use nix::unistd::{Whence, lseek, read, write};
-use nix::{getsockopt_impl, sockopt_impl};
+use nix::{getsockopt_impl, setsockopt_impl, sockopt_impl};
 
 /// The moment at which waiting ends.
 #[derive(Clone, Copy, Debug)]
@@ -237,6 +237,25 @@ sockopt_impl!(
 pub fn is_local(fd: &impl AsFd) -> bool {
     // What is no socket has no family.
     getsockopt(&fd.as_fd(), Domain).is_ok_and(|family| family == libc::AF_UNIX)
+}
+
+sockopt_impl!(
+    /// See tcp(7).
+    TcpCork,
+    SetOnly,
+    libc::IPPROTO_TCP,
+    libc::TCP_CORK,
+    bool
+);
+
+/// Has a TCP socket send nothing but full segments until it is told otherwise: what MSG_MORE alone does not keep from being
+/// sent when the next acknowledgement comes.
+///
+/// # Errors
+///
+/// Those of setsockopt(2).
+pub fn cork(tcp: &impl AsFd, corked: bool) -> nix::Result<()> {
+    setsockopt(tcp, TcpCork, &corked)
 }
 
 /// Ends a stream socket for good, whoever else holds it: nothing that is still in it will be read as

@@ -60,12 +60,14 @@ impl Prompt {
     ) -> io::Result<()> {
         let deadline = Deadline::after(self.timeout);
         self.stream.set_nonblocking(true)?;
-        send_bytes(&*self.stream, &frame.header, true, deadline)?;
+        self.stream.set_corked(true)?;
+        send_bytes(&*self.stream, &frame.header, deadline)?;
         send_file(&*self.stream, file, range, deadline)?;
         if !right() {
             return Err(io::Error::other("a file was changed while it was sent"));
         }
-        send_bytes(&*self.stream, &frame.footer, false, deadline)?;
+        send_bytes(&*self.stream, &frame.footer, deadline)?;
+        self.stream.set_corked(false)?;
         self.stream.set_nonblocking(false)
     }
 }
