@@ -119,9 +119,14 @@ impl Block {
         }
     }
 
-    fn get(&self, chunk: usize) -> Option<u32> {
-        let known = self.known.get(chunk / 64)? >> (chunk % 64) & 1 == 1;
-        self.crcs.get(chunk).copied().filter(|_| known)
+    /// Of these, if all are known.
+    fn get(&self, chunks: Range<usize>) -> Option<&[u32]> {
+        let known = |chunk: usize| {
+            self.known
+                .get(chunk / 64)
+                .is_some_and(|word| word >> (chunk % 64) & 1 == 1)
+        };
+        chunks.clone().all(known).then(|| self.crcs.get(chunks))?
     }
 
     fn set(&mut self, chunk: usize, crc: u32) {
@@ -190,9 +195,9 @@ impl Sums {
         while at < range.end {
             let block = halves.get(self.most, mark.key(at), mark.version)?;
             let end = range.end.min((at / BLOCK + 1) * BLOCK);
-            while at < end {
+            for more in block.get(chunk(at)..chunk(end - 1) + 1)? {
                 let length = CHUNK.min(end - at);
-                crc = append(crc, block.get(chunk(at))?, length);
+                crc = append(crc, *more, length);
                 at += length;
             }
         }
