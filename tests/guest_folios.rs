@@ -5,9 +5,8 @@
 #[path = "common/mod.rs"]
 mod common;
 #[path = "common/guest.rs"]
-#[allow(dead_code)]
 mod guest;
-#[path = "guest_ranges/harness.rs"]
+#[path = "common/daemon.rs"]
 #[allow(dead_code)]
 mod harness;
 
@@ -126,6 +125,24 @@ fn what_is_read_ahead_lies_in_large_folios_and_is_right() {
         assert_bytes(&piece, &right[at as usize..][..77_777], "a piece");
     }
     assert_bytes(&read(&file), &right, "all of it");
+}
+
+#[test]
+fn pages_that_a_daemon_gives_away_are_copied_into_large_folios() {
+    let served = Served::new();
+    served.give_pages_away();
+    let path = served.file("given", SIZE + 100);
+    let right = daemon_bytes(0, SIZE as usize + 100);
+    let file = File::open(&path).unwrap();
+    assert_bytes(&read(&file), &right, "read");
+    let mapped = Mapped::new(&file, ProtFlags::PROT_READ);
+    assert_bytes(mapped.bytes(), &right, "mapped");
+    assert!(mapped.large() > PAGES / 2);
+    drop(mapped);
+    // Single pages they may replace.
+    let writer = to_write(&path);
+    assert_bytes(&read(&writer), &right, "in single pages");
+    assert_eq!(large(&file), 0);
 }
 
 #[test]

@@ -10,6 +10,8 @@ mod common;
 #[path = "../fsx/exerciser.rs"]
 #[allow(dead_code)]
 mod exerciser;
+#[path = "../common/daemon.rs"]
+#[allow(dead_code)]
 mod harness;
 mod reading;
 

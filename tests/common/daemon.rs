@@ -5,13 +5,13 @@
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, IoSlice, Write as _};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -24,7 +24,9 @@ use fuser::{
     ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, Session, SessionACL, TimeOrNow,
     WriteFlags,
 };
+use nix::fcntl::{FcntlArg, SpliceFFlags, fcntl, splice, vmsplice};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::unistd::pipe;
 use tempfile::TempDir;
 
 mod ioc {
@@ -85,6 +87,8 @@ pub struct State {
     next: AtomicU64,
     pub on_read: Mutex<Option<Arc<OnRead>>>,
     pub on_node: Mutex<Option<Arc<OnNode>>>,
+    /// The device, if the daemon is to give the pages of its answers away.
+    gives: OnceLock<OwnedFd>,
     pub forgotten: Mutex<Vec<u64>>,
 }
 
@@ -247,7 +251,7 @@ impl Filesystem for Daemon {
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -272,7 +276,14 @@ impl Filesystem for Daemon {
             }
         }
         drop(whole);
-        reply.data(&data[..got]);
+        match self.state.gives.get() {
+            Some(device) => {
+                give(device, request.unique().0, &data[..got]);
+                // It has been answered, but not by this.
+                std::mem::forget(reply);
+            }
+            None => reply.data(&data[..got]),
+        }
     }
 
     fn write(
@@ -331,6 +342,19 @@ impl Filesystem for Daemon {
         to.truth.write_all_at(&data[..got], offset_out).unwrap();
         reply.written(got as u32);
     }
+}
+
+/// Answers a request by splice(2), with pages that the kernel may take for its own: as they lie in the pipe one by one,
+/// the header not among them.
+fn give(device: &OwnedFd, unique: u64, data: &[u8]) {
+    let (read, write) = pipe().unwrap();
+    fcntl(&write, FcntlArg::F_SETPIPE_SZ(2 << 20)).unwrap();
+    let length = 16 + data.len();
+    let header = [(length as u64).to_ne_bytes(), unique.to_ne_bytes()].concat();
+    vmsplice(&write, &[IoSlice::new(&header)], SpliceFFlags::empty()).unwrap();
+    File::from(write).write_all(data).unwrap();
+    let gone = splice(&read, None, device, None, length, SpliceFFlags::SPLICE_F_MOVE);
+    assert_eq!(gone, Ok(length));
 }
 
 /// How to mount.
@@ -464,6 +488,11 @@ impl Served {
     /// READs that were filled.
     pub fn filled(&self) -> u64 {
         self.count(READ, Counter::EXTFUSE_COUNT_PASSTHRU)
+    }
+
+    /// From now on READs are answered with pages that are given away.
+    pub fn give_pages_away(&self) {
+        self.state.gives.set(self.raw.try_clone().unwrap()).unwrap();
     }
 
     pub fn on_read(&self, hook: impl Fn(u64, Range<u64>) -> Option<Errno> + Send + Sync + 'static) {
