@@ -67,6 +67,7 @@ fn the_kernel_reads_what_is_here_by_itself() {
             // What is shown is what is here when a READ comes up; by now all is.
             drop_pages(&here.join("file"));
             assert!(fs::read(here.join("file")).unwrap() == bytes);
+            let began = Instant::now();
             let (trips, reads) = (here.report().remote.unwrap().round_trips, passed_through(here));
             let asked = while_running(here, || {
                 for _ in 0..2 {
@@ -77,8 +78,9 @@ fn the_kernel_reads_what_is_here_by_itself() {
                 }
             });
             assert!(asked.is_empty(), "{place}, round {round}: {asked:?}");
-            // But for a PING.
-            assert!(here.report().remote.unwrap().round_trips <= trips + 1);
+            // But for a PING every third of ten seconds.
+            let pings = 1 + began.elapsed().as_secs() / 3;
+            assert!(here.report().remote.unwrap().round_trips <= trips + pings);
             assert!(passed_through(here) > reads);
         }
         // It comes back when the kernel has forgotten the file.
