@@ -147,17 +147,42 @@ impl Told {
     }
 }
 
+/// An INVALIDATE frame that a client has not answered.
+#[derive(Debug)]
+struct Owed {
+    /// What it was about: whoever changes that, too, has to wait for the same answer.
+    about: Vec<Thing>,
+    /// There is the answer, or there will be none. Each frame has its own: with one for all, each answer would wake
+    /// everybody who waits for another.
+    settled: Arc<Condvar>,
+}
+
 /// How it stands with a client's lease.
 #[derive(Debug)]
 struct Standing {
     /// When its last frame came.
     heard: Instant,
-    /// INVALIDATE frames that it has not answered, and what they were about: whoever changes that, too, has to wait
-    /// for the same answer.
-    owed: HashMap<u64, Vec<Thing>>,
+    /// INVALIDATE frames by number.
+    owed: HashMap<u64, Owed>,
     next: u64,
     /// Its connection has ended.
     ended: bool,
+}
+
+impl Standing {
+    /// The number of an INVALIDATE frame about this, which is owed from now on.
+    fn owes(&mut self, about: Vec<Thing>) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        let settled = Arc::default();
+        self.owed.insert(number, Owed { about, settled });
+        number
+    }
+
+    /// Whom to wait for, if this frame is not answered yet.
+    fn settled(&self, number: u64) -> Option<Arc<Condvar>> {
+        self.owed.get(&number).map(|owed| Arc::clone(&owed.settled))
+    }
 }
 
 /// A client that may keep what it is told.
@@ -166,7 +191,6 @@ pub struct Holder {
     leases: Arc<Leases>,
     told: Mutex<Told>,
     standing: Mutex<Standing>,
-    changed: Condvar,
     /// None when its connection has ended.
     line: Mutex<Option<Arc<dyn Line>>>,
 }
@@ -189,8 +213,9 @@ impl Holder {
 
     /// INVALIDATED has come.
     pub fn acknowledged(&self, number: u64) {
-        if self.standing.lock().owed.remove(&number).is_some() {
-            self.changed.notify_all();
+        let owed = self.standing.lock().owed.remove(&number);
+        if let Some(owed) = owed {
+            owed.settled.notify_all();
         }
     }
 
@@ -231,10 +256,12 @@ impl Holder {
         *self.line.lock() = None;
         if goodbye {
             *self.told.lock() = Told::default();
-            self.standing.lock().owed.clear();
+            let owed = std::mem::take(&mut self.standing.lock().owed);
+            for owed in owed.into_values() {
+                owed.settled.notify_all();
+            }
         }
         self.standing.lock().ended = true;
-        self.changed.notify_all();
         self.leases.tidy();
     }
 
@@ -257,15 +284,10 @@ impl Holder {
             }
             // In one step with taking it, or somebody would find neither.
             let mut standing = self.standing.lock();
-            let concerns = |about: &Vec<Thing>| about.iter().any(|thing| things.contains(thing));
-            let owed = standing.owed.iter().filter(|(_, about)| concerns(about));
+            let concerns = |owed: &Owed| owed.about.iter().any(|thing| things.contains(thing));
+            let owed = standing.owed.iter().filter(|(_, owed)| concerns(owed));
             let mut numbers: Vec<_> = owed.map(|(number, _)| *number).collect();
-            let new = (!what.is_empty()).then(|| {
-                let number = standing.next;
-                standing.next += 1;
-                standing.owed.insert(number, things.to_vec());
-                number
-            });
+            let new = (!what.is_empty()).then(|| standing.owes(things.to_vec()));
             numbers.extend(new);
             (new, numbers, what)
         };
@@ -288,10 +310,7 @@ impl Holder {
                 return Vec::new();
             }
             *told = Told::default();
-            let number = standing.next;
-            standing.next += 1;
-            standing.owed.insert(number, Vec::new());
-            number
+            standing.owes(Vec::new())
         };
         let line = self.line.lock().clone();
         if let Some(line) = line
@@ -305,9 +324,11 @@ impl Holder {
     /// Whether it answers all of these before that time.
     fn answers(&self, numbers: &[u64], deadline: Instant) -> bool {
         let mut standing = self.standing.lock();
-        while numbers.iter().any(|number| standing.owed.contains_key(number)) {
-            if self.changed.wait_until(&mut standing, deadline).timed_out() {
-                return false;
+        for number in numbers {
+            while let Some(settled) = standing.settled(*number) {
+                if settled.wait_until(&mut standing, deadline).timed_out() {
+                    return false;
+                }
             }
         }
         true
@@ -317,7 +338,7 @@ impl Holder {
     fn wait(&self, number: u64, patience: Duration) {
         let since = Instant::now();
         let mut standing = self.standing.lock();
-        while standing.owed.contains_key(&number) {
+        while let Some(settled) = standing.settled(number) {
             let over = standing.heard + self.leases.lease;
             if over <= Instant::now() {
                 // What it still owes is of no more interest: INVALIDATE comes to it before any answer that would
@@ -334,8 +355,7 @@ impl Holder {
                 }
                 standing = self.standing.lock();
             }
-            self.changed
-                .wait_until(&mut standing, over.min(Instant::now() + patience));
+            settled.wait_until(&mut standing, over.min(Instant::now() + patience));
         }
     }
 }
@@ -420,7 +440,6 @@ impl Leases {
                 next: 1,
                 ended: false,
             }),
-            changed: Condvar::new(),
             line: Mutex::new(Some(line)),
         });
         self.tidy();
@@ -514,5 +533,81 @@ impl Leases {
 fn add(changing: &mut HashMap<Thing, usize>, things: &[Thing]) {
     for thing in things {
         *changing.entry(thing.clone()).or_default() += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::NodeId;
+    use crate::fs::{Stack, StackOptions};
+    use nix::sys::resource::{UsageWho, getrusage};
+    use std::fs;
+    use std::sync::mpsc::{Sender, channel};
+
+    /// Says which INVALIDATE is sent.
+    struct Told(Mutex<Sender<u64>>);
+
+    impl Line for Told {
+        fn tell(&self, number: u64, _: Vec<Invalidation>) -> Result<(), WireError> {
+            let _ = self.0.lock().send(number);
+            Ok(())
+        }
+
+        fn cut(&self) {}
+    }
+
+    /// How often this thread has waited.
+    fn waits() -> i64 {
+        getrusage(UsageWho::RUSAGE_THREAD)
+            .unwrap()
+            .voluntary_context_switches()
+    }
+
+    #[test]
+    fn an_answer_wakes_those_who_wait_for_it_and_nobody_else() {
+        const CHANGES: u64 = 100;
+        let leases = Arc::new(Leases::new(Duration::from_secs(600), usize::MAX, None));
+        let (told, numbers) = channel();
+        let line = Arc::new(Told(Mutex::new(told)));
+        let holder = leases.holder(SessionId([1; 16]), line);
+        let folder = tempfile::tempdir().unwrap();
+        let stack = Stack::new(folder.path(), StackOptions::default()).unwrap();
+        let things: Vec<Thing> = (0..CHANGES)
+            .map(|n| {
+                let name = n.to_string();
+                fs::write(folder.path().join(&name), "").unwrap();
+                let inode = stack.inode_at(NodeId::ROOT, name.as_ref()).unwrap();
+                Thing::Of(inode.unwrap(), Part::Attributes)
+            })
+            .collect();
+        for (number, thing) in things.iter().enumerate() {
+            assert!(holder.note(number as u64, thing, &[]));
+        }
+        let waited: i64 = thread::scope(|scope| {
+            let change = |thing: &Thing| {
+                let before = waits();
+                let patience = Duration::from_secs(600);
+                let inodes = || Ok::<_, ()>(vec![thing.clone()]);
+                drop(leases.change(None, Vec::new(), patience, inodes).unwrap());
+                waits() - before
+            };
+            let changing: Vec<_> = things
+                .iter()
+                .map(|thing| scope.spawn(move || change(thing)))
+                .collect();
+            let numbers: Vec<_> = (0..CHANGES).map(|_| numbers.recv().unwrap()).collect();
+            for number in numbers {
+                holder.acknowledged(number);
+                // So that it is not answered together with the next.
+                thread::sleep(Duration::from_millis(1));
+            }
+            changing.into_iter().map(|change| change.join().unwrap()).sum()
+        });
+        // Once for the answer, and for a lock now and then; everybody for every answer would be half of the square.
+        assert!(
+            waited < 10 * CHANGES as i64,
+            "{CHANGES} changes waited {waited} times"
+        );
     }
 }
