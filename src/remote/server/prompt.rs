@@ -20,6 +20,8 @@ pub struct Prompt {
     timeout: Duration,
     /// Of the frame that has begun.
     deadline: Option<Instant>,
+    /// The limit of a write is less than the timeout.
+    is_hurried: bool,
 }
 
 impl Prompt {
@@ -28,6 +30,7 @@ impl Prompt {
             stream,
             timeout,
             deadline: None,
+            is_hurried: false,
         }
     }
 
@@ -41,6 +44,7 @@ impl Prompt {
         if left.is_zero() {
             return Err(io::ErrorKind::TimedOut.into());
         }
+        self.is_hurried = true;
         self.stream.set_write_timeout(Some(left))
     }
 
@@ -86,6 +90,9 @@ impl Write for Prompt {
     /// The frame is whole.
     fn flush(&mut self) -> io::Result<()> {
         self.deadline = None;
-        self.stream.set_write_timeout(Some(self.timeout))
+        match std::mem::take(&mut self.is_hurried) {
+            true => self.stream.set_write_timeout(Some(self.timeout)),
+            false => Ok(()),
+        }
     }
 }

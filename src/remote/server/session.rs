@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The requests of a client that is served.
 
-use std::io;
+use std::io::{self, BufReader};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -38,6 +38,9 @@ pub const WAITING: usize = 16;
 
 /// A request as it came.
 type Job = (Header, Vec<u8>);
+
+/// The direction from the client to us.
+type Reader<'s> = FrameReader<BufReader<&'s Stream>>;
 
 /// The direction from us to the client.
 #[derive(Debug)]
@@ -108,8 +111,9 @@ fn frames<'s>(
     greeted: &Greeted<'_>,
     stream: &'s Arc<Stream>,
     encrypts: bool,
-) -> io::Result<(FrameReader<&'s Stream>, Arc<Line>)> {
-    let mut reader = FrameReader::new(&**stream, Side::Client);
+) -> io::Result<(Reader<'s>, Arc<Line>)> {
+    // A small request is one read.
+    let mut reader = FrameReader::new(BufReader::new(&**stream), Side::Client);
     let prompt = Prompt::new(Arc::clone(stream), options.sending);
     let mut writer = FrameWriter::new(prompt, Side::Server);
     reader.set_sizes(greeted.sizes);
@@ -178,7 +182,7 @@ pub fn serve(
 }
 
 /// Answers with as many threads as there are requests at a time; whether it was said goodbye.
-fn answer_all(session: &Session<'_>, reader: &mut FrameReader<&Stream>) -> bool {
+fn answer_all(session: &Session<'_>, reader: &mut Reader<'_>) -> bool {
     let options = &session.shared.options;
     let (jobs, waiting) = sync_channel::<Job>(WAITING);
     let waiting = Mutex::new(waiting);
@@ -232,7 +236,7 @@ fn tell_end(end: Result<End, WireError>) -> bool {
 
 impl Session<'_> {
     /// Of a connection that has joined: one READ after the other.
-    fn answer_reads(&self, reader: &mut FrameReader<&Stream>) -> Result<End, WireError> {
+    fn answer_reads(&self, reader: &mut Reader<'_>) -> Result<End, WireError> {
         let mut buffer = Vec::new();
         loop {
             let Some(frame) = reader.read_frame(&mut buffer)? else {
@@ -253,7 +257,7 @@ impl Session<'_> {
 
     fn listen(
         &self,
-        reader: &mut FrameReader<&Stream>,
+        reader: &mut Reader<'_>,
         mut hand_over: impl FnMut(Job) -> bool,
     ) -> Result<End, WireError> {
         loop {
