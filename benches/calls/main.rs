@@ -93,7 +93,7 @@ enum Action {
         /// Where the tree is made and the mounts appear
         #[arg(long)]
         base: PathBuf,
-        /// How many names `storm` changes. Default: 100000, of a server 40000
+        /// How many names `storm` changes. Default: 100000
         #[arg(long, value_name = "N", value_parser = at_least_one())]
         names: Option<usize>,
         /// A few calls in nanoseconds, without the module: to try the benchmark itself

@@ -25,6 +25,8 @@ use served::Served;
 use synthetic::Synthetic;
 
 const READERS: usize = 2;
+/// What nobody counts is asked so many at a time: as many as an `extfuse mount` has threads.
+const AT_A_TIME: usize = 8;
 /// Readers go through the names in steps of this prime, not in the order of the storm.
 const STEP: usize = 7919;
 
@@ -60,7 +62,9 @@ const CHANGED: &str = "names";
 const STORM: &str = "storm";
 const OTHER_CALLS: &str = "calls-others";
 
-/// Names of a storm where it is only tried.
+/// Names of a storm, unless somebody wants another number.
+const NAMES: usize = 100_000;
+/// The same where it is only tried.
 const FEW_NAMES: usize = 500;
 
 /// Whose names they are, and how the kernel is told.
@@ -82,15 +86,6 @@ const VARIANTS: &[Variant] = &[
 const STOCK_VARIANTS: &[Variant] = &[Variant::Synthetic(Teller::StockNotify), Variant::Served];
 
 impl Variant {
-    /// Names of a storm, unless somebody wants another number.
-    fn usual_names(self) -> usize {
-        match self {
-            Self::Synthetic(_) => 100_000,
-            // The same number takes an emulator several times as long as all the rest of the suite.
-            Self::Served => 40_000,
-        }
-    }
-
     /// The name in tables and in JSON.
     fn name(self) -> &'static str {
         match self {
@@ -115,6 +110,20 @@ trait Names {
     /// What is asked of storms that nobody sees: the last ones, as nobody looks again.
     fn unseen(&mut self, metric: &'static str) -> Result<Vec<Figure>>;
     fn end(self: Box<Self>) -> Result<()>;
+}
+
+/// Does it for 0, 1, ... of so many, at the same time.
+fn at_a_time<T: Send>(many: usize, what: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
+    thread::scope(|scope| {
+        let what = &what;
+        let threads: Vec<_> = (0..many)
+            .map(|number| scope.spawn(move || what(number)))
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().map_err(|_| anyhow!("a thread panicked"))?)
+            .collect()
+    })
 }
 
 fn succeeded(answer: Answer) -> Result<Answer> {
@@ -145,20 +154,29 @@ struct Mount<'a> {
 }
 
 impl Mount<'_> {
-    /// Looks at every name once; it has to stand for what it should. What it takes, and the upcalls.
-    fn look(&mut self) -> Result<(u64, u64)> {
+    /// Looks at every name once, at so many at a time; each has to stand for what it should. What it takes, and the
+    /// upcalls.
+    fn look(&mut self, lookers: usize) -> Result<(u64, u64)> {
         let (layout, paths, storms) = (self.layout, self.paths, self.storms);
         let changes = self.names.changes();
-        let mut took = 0;
-        let upcalls = self.names.upcalls(&mut || {
-            let began = now();
-            for (name, path) in paths.iter().enumerate() {
+        // Those that are looked at together are in different directories.
+        let look = |first: usize| -> Result<()> {
+            for (name, path) in paths.iter().enumerate().skip(first).step_by(lookers) {
                 let shown = stat(path.as_c_str()).with_context(|| format!("{path:?}"))?;
                 let shown = changes(layout, name, &shown);
                 ensure!(
                     shown == Some(storms),
                     "{path:?} shows {shown:?} changes instead of {storms}: stale"
                 );
+            }
+            Ok(())
+        };
+        let mut took = 0;
+        let upcalls = self.names.upcalls(&mut || {
+            let began = now();
+            match lookers {
+                1 => look(0)?,
+                _ => drop(at_a_time(lookers, look)?),
             }
             took = now() - began;
             Ok(())
@@ -202,7 +220,7 @@ impl Mount<'_> {
     /// Every figure: case, metric, unit, value.
     fn figures(&mut self, metric: &'static str, smoke: bool) -> Result<Vec<Figure>> {
         let names = self.layout.names as u64;
-        let (took, cold) = self.look()?;
+        let (took, cold) = self.look(AT_A_TIME)?;
         self.say(smoke, "cold", took);
         let known = cold >= names;
         ensure!(
@@ -210,8 +228,8 @@ impl Mount<'_> {
             "{cold} upcalls for {names} names that nobody had asked for"
         );
         // What was learnt is used for the first time.
-        self.look()?;
-        let (warm, silent) = self.look()?;
+        self.look(1)?;
+        let (warm, silent) = self.look(1)?;
         self.say(smoke, "warm", warm);
         // Of what a server has stock FUSE keeps nothing.
         let keeps = !smoke || self.variant != Variant::Served;
@@ -222,7 +240,7 @@ impl Mount<'_> {
         self.say(smoke, "storm", total);
         let stats: u64 = seen.iter().map(|reader| reader.stats).sum();
         ensure!(stats > 0, "nobody has read anything");
-        let (again, asked) = self.look()?;
+        let (again, asked) = self.look(1)?;
         self.say(smoke, "again", again);
         // The control: somebody uses the processor as long, and tells nobody anything.
         let ((), computing) = self.read_during(|_| {
@@ -330,13 +348,13 @@ fn stall(seen: &[Seen]) -> f64 {
 /// All rows, ordered by case.
 pub fn run(base: &Path, metric: &'static str, names: Option<usize>, smoke: bool) -> Result<Vec<Row>> {
     let variants = if smoke { STOCK_VARIANTS } else { VARIANTS };
+    let usual = if smoke { FEW_NAMES } else { NAMES };
+    let layout = Layout {
+        names: names.unwrap_or(usual),
+        directories: DIRECTORIES,
+    };
     let mut rows = Vec::new();
     for variant in variants {
-        let usual = if smoke { FEW_NAMES } else { variant.usual_names() };
-        let layout = Layout {
-            names: names.unwrap_or(usual),
-            directories: DIRECTORIES,
-        };
         let measured = measure(base, *variant, layout, metric, smoke);
         rows.append(&mut measured.with_context(|| variant.name())?);
     }

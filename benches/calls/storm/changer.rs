@@ -5,7 +5,6 @@
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -16,10 +15,8 @@ use extfuse::remote::wire::message::{Lookup, SetAttr, SetTime, Timestamp};
 use extfuse::remote::wire::{Export, Name, Reply, Request};
 
 use super::daemon::{Answer, BLOCK, Layout, STORM, Storm, now};
+use super::{AT_A_TIME, at_a_time};
 use crate::party;
-
-/// Changes on their way at the same time, at most: as many as an `extfuse mount` has threads.
-const CALLERS: usize = 8;
 
 /// The root's node.
 const ROOT: u64 = 1;
@@ -49,13 +46,17 @@ fn nodes(connection: &Connection, layout: Layout) -> Result<Vec<u64>> {
     let directories: Vec<u64> = (0..layout.directories)
         .map(|directory| node(connection, ROOT, &directory.to_string()))
         .collect::<Result<_>>()?;
-    (0..layout.names)
-        .map(|name| {
-            let path = layout.path(name);
-            let (_, leaf) = path.split_once('/').context("a name is in a directory")?;
-            node(connection, directories[layout.directory_of(name)], leaf)
-        })
-        .collect()
+    let of = |name: usize| -> Result<u64> {
+        let path = layout.path(name);
+        let (_, leaf) = path.split_once('/').context("a name is in a directory")?;
+        node(connection, directories[layout.directory_of(name)], leaf)
+    };
+    let share = layout.names.div_ceil(AT_A_TIME);
+    let shares = at_a_time(AT_A_TIME, |number| {
+        let names = (0..layout.names).skip(number * share).take(share);
+        names.map(of).collect::<Result<Vec<_>>>()
+    })?;
+    Ok(shares.concat())
 }
 
 fn change(connection: &Connection, node: u64, times: u64) -> Result<()> {
@@ -81,7 +82,7 @@ fn storm(connection: &Connection, nodes: &[u64], times: u64) -> Result<Storm> {
     let blocks: Vec<&[u64]> = nodes.chunks(BLOCK).collect();
     let told: Vec<AtomicU64> = blocks.iter().map(|_| AtomicU64::new(0)).collect();
     let next = AtomicUsize::new(0);
-    let caller = || -> Result<()> {
+    let caller = |_| -> Result<()> {
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
             let Some(block) = blocks.get(number) else {
@@ -94,12 +95,7 @@ fn storm(connection: &Connection, nodes: &[u64], times: u64) -> Result<Storm> {
         }
     };
     let began = now();
-    thread::scope(|scope| {
-        let callers: Vec<_> = (0..CALLERS).map(|_| scope.spawn(caller)).collect();
-        callers
-            .into_iter()
-            .try_for_each(|caller| caller.join().map_err(|_| anyhow!("a caller panicked"))?)
-    })?;
+    at_a_time(AT_A_TIME, caller)?;
     Ok(Storm {
         began,
         ended: now(),

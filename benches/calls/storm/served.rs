@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 
 use super::daemon::{Answer, Layout, STORM, Storm};
 use super::system_calls::ByPurpose;
-use super::{Figure, Names, succeeded};
+use super::{AT_A_TIME, Figure, Names, at_a_time, succeeded};
 use crate::party::Party;
 use crate::remote;
 use crate::remote::far::{Far, Mount};
@@ -139,9 +139,12 @@ impl Names for Served {
         let mut calls = ByPurpose::of_process(self.daemon)?;
         // All of it is kept no more since the storm before.
         let paths: Vec<PathBuf> = (0..names).map(|name| self.layout.path(name).into()).collect();
-        for path in &paths {
-            fs::metadata(path)?;
-        }
+        at_a_time(AT_A_TIME, |first| -> Result<()> {
+            for path in paths.iter().skip(first).step_by(AT_A_TIME) {
+                fs::metadata(path)?;
+            }
+            Ok(())
+        })?;
         let (_, made) = calls.during(|| self.change(names))?;
         let per_name = |case, calls: u64| (case, "system calls", "system calls/name".into(), each(calls));
         Ok(vec![
