@@ -14,6 +14,7 @@ mod line;
 mod locks;
 mod opens;
 mod questions;
+mod room;
 mod spool;
 mod writeback;
 

@@ -22,8 +22,7 @@ mod fuse;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fuser::{
     Errno as FuseErrno, FileAttr, FileHandle, FopenFlags, Generation, INodeNo, OpenFlags, ReplyAttr,
@@ -34,6 +33,7 @@ use nix::errno::Errno;
 use super::locks::{Locks, Pages};
 use super::opens::Opens;
 use super::questions::{Result, data, number};
+use super::room::with_room;
 use super::spool::{Ahead, Changing};
 use super::writeback::WriteBack;
 use super::{About, Answer, Connection, Spool};
@@ -45,10 +45,6 @@ use crate::fs::upcalls::Opcode;
 use crate::remote::wire::Request;
 use crate::remote::wire::message::{Attr, Empty, Entry, Read};
 use crate::splice::Channel;
-
-/// How long it may take until there is room again on the server, and how soon that is looked at.
-const ROOM: Duration = Duration::from_secs(3);
-const BREATH: Duration = Duration::from_millis(50);
 
 /// The server never uses a node's number for another one, so one generation is enough.
 const GENERATION: Generation = Generation(0);
@@ -186,17 +182,9 @@ impl Remote {
         Self { kernel, ..self }
     }
 
-    /// The answer to what takes a descriptor of the server's. If there is none it has done nothing, and is asked again when
-    /// this kernel has forgotten what nobody uses.
+    /// The answer to what takes a descriptor of the server's.
     fn with_room<T>(&self, ask: impl Fn() -> Result<T>) -> Result<T> {
-        let deadline = Instant::now() + ROOM;
-        loop {
-            match ask() {
-                Err(Errno::ENFILE) if self.kernel.forget_unused() && Instant::now() < deadline => {}
-                asked => return asked,
-            }
-            thread::sleep(BREATH);
-        }
+        with_room(&self.kernel, ask)
     }
 
     /// An entry of a directory, as it is now.
@@ -213,7 +201,7 @@ impl Remote {
     /// made to [give up](Self::pages) what it keeps.
     #[must_use]
     pub fn sharing_locks(self, kernel: &Kernel) -> Self {
-        let locks = Locks::new(self.connection.asks(), Arc::clone(&self.upcalls));
+        let locks = Locks::new(self.connection.asks(), Arc::clone(&self.upcalls), kernel.clone());
         Self {
             locks: Some(Shared {
                 locks,

@@ -32,6 +32,8 @@ pub(super) use self::taken::Wish;
 use self::taken::{Owner, Table, Taken, Way};
 use super::calls::Shared;
 use super::questions::{Result, ask_again, file};
+use super::room::with_room;
+use crate::Kernel;
 use crate::fs::Upcalls;
 use crate::fs::upcalls::Opcode;
 use crate::remote::wire::Request;
@@ -83,6 +85,7 @@ type Grant = (INodeNo, ReplyEmpty);
 struct Desk {
     asks: Arc<Shared>,
     upcalls: Arc<Upcalls>,
+    kernel: Kernel,
     pages: OnceLock<Notifier>,
     /// Not locked while anybody is asked, nor while `queue` is.
     table: Mutex<Table>,
@@ -118,10 +121,11 @@ fn is_unheard(errno: Errno) -> bool {
 
 impl Locks {
     /// None yet.
-    pub fn new(asks: Arc<Shared>, upcalls: Arc<Upcalls>) -> Self {
+    pub fn new(asks: Arc<Shared>, upcalls: Arc<Upcalls>, kernel: Kernel) -> Self {
         let desk = Arc::new(Desk {
             asks,
             upcalls,
+            kernel,
             pages: OnceLock::new(),
             table: Mutex::default(),
             let_go: Condvar::new(),
@@ -341,10 +345,16 @@ impl Desk {
             flock,
             wait,
         });
-        let (answer, _) = self
-            .asks
-            .call(&file(wish.ino, wish.fh), &request, self.asks.timeout);
-        answer.map(drop).map_err(ask_again)
+        let about = file(wish.ino, wish.fh);
+        let asked = with_room(&self.kernel, || {
+            let (answer, _) = self.asks.call(&about, &request, self.asks.timeout);
+            answer.map(drop).map_err(ask_again)
+        });
+        // As fcntl(2) and flock(2) call it.
+        asked.map_err(|errno| match errno {
+            Errno::ENFILE => Errno::ENOLCK,
+            errno => errno,
+        })
     }
 
     fn attempt(&self, wish: &Wish, way: Way, wait: bool) -> Result<()> {
