@@ -73,8 +73,8 @@ pub struct Serve {
     /// Files and directories that a client may have open here at the same time; default: 65536
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_open: Option<u32>,
-    /// Files and directories that a client's kernel may remember at the same time, each with a descriptor here; default:
-    /// 1048576
+    /// Files and directories that a client's kernel may remember at the same time, each with a descriptor here, of which
+    /// clients have equal shares at most; default: 1048576
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     max_nodes: Option<u32>,
 }

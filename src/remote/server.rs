@@ -3,8 +3,8 @@
 //!
 //! Each client has a session: a [`Stack`] over the export, whose nodes and handles go with it, and a connection: a
 //! thread that takes requests off the stream, and as many as there are requests at a time, which answer them in
-//! any order. What a client can make the server hold is bounded: connections, requests in flight, bytes and time
-//! before it has proved that it has the token, time that it does not read or says nothing.
+//! any order. What a client can make the server hold is bounded: descriptors, connections, requests in flight, bytes and
+//! time before it has proved that it has the token, time that it does not read or says nothing.
 //!
 //! Who may do what: as with a local mount, permissions are checked by the kernel that an application runs on, the
 //! client's; the server does what it is asked with its own rights, and gives what is made to the user who is named.
@@ -24,6 +24,7 @@ mod prompt;
 mod reads;
 mod session;
 mod sessions;
+mod shares;
 mod sums;
 mod touches;
 mod version;
@@ -49,6 +50,7 @@ use self::leases::Leases;
 pub use self::listener::Listener;
 use self::locks::{Locks, Releases};
 use self::sessions::{Common, Sessions};
+use self::shares::{SPARE, Shares};
 use self::sums::Sums;
 use super::tls::{Secured, ServerTls};
 use super::wire::auth::{Binding, Token};
@@ -56,10 +58,13 @@ use super::wire::{Export as ExportName, Sizes};
 use super::{Address, Stream};
 use crate::fs::{Stack, StackError, StackOptions};
 use crate::session::DEFAULT_TTL;
-use crate::sys::process::{Capability, has_capability};
+use crate::sys::process::{Capability, has_capability, has_descriptors};
 
 /// How soon an accept that failed for want of descriptors or memory is tried again.
 const BREATH: Duration = Duration::from_millis(100);
+
+/// Connections that are not served yet, when there are few descriptors.
+const FEW: usize = 16;
 
 /// How long clients are given to forget what they keep when the server ends.
 const RECALL: Duration = Duration::from_secs(1);
@@ -124,7 +129,8 @@ pub struct Options {
     /// Files and directories that a client may have open here at the same time. Each has a descriptor. What is only
     /// read a client need not open, if we may read any file.
     pub open: usize,
-    /// Nodes that a client may know at the same time: those that its kernel remembers. Each has a descriptor, too.
+    /// Nodes that a client may know at the same time: those that its kernel remembers. Each has a descriptor, too, and
+    /// of these no client gets more than a share (`shares.rs`).
     pub nodes: usize,
     /// Whom clients call by other numbers.
     pub ids: Mapping,
@@ -260,6 +266,7 @@ struct Shared {
     releases: Arc<Releases>,
     sums: Sums,
     sessions: Sessions,
+    shares: Shares,
     live: Mutex<Live>,
     ended: Condvar,
 }
@@ -281,6 +288,19 @@ impl Shared {
         // Whoever waits takes a thread of the connection's.
         Locks::new(Arc::clone(&self.releases), self.options.threads / 4)
     }
+
+    /// Those who came first and are not served yet make room, and their threads end, until there are no more than so
+    /// many.
+    fn send_strangers_away(&self, most: usize) {
+        let mut live = self.live.lock();
+        while live.strangers.len() > most
+            && let Some(oldest) = live.strangers.pop_first()
+        {
+            if let Some(stream) = live.streams.get(&oldest) {
+                let _ = stream.shutdown();
+            }
+        }
+    }
 }
 
 /// A connection's place among those that there are, until it is dropped.
@@ -293,15 +313,13 @@ struct Place {
 
 impl Place {
     fn take(shared: &Arc<Shared>, stream: &Arc<Stream>) -> Self {
+        let most = match has_descriptors(&**stream, SPARE) {
+            true => shared.options.strangers,
+            false => shared.options.strangers.min(FEW),
+        };
+        // Whoever says nothing must not keep others out.
+        shared.send_strangers_away(most.saturating_sub(1));
         let mut live = shared.live.lock();
-        let options = &shared.options;
-        // Whoever says nothing must not keep others out: it makes room, and its thread ends.
-        if live.strangers.len() >= options.strangers
-            && let Some(oldest) = live.strangers.pop_first()
-            && let Some(stream) = live.streams.get(&oldest)
-        {
-            let _ = stream.shutdown();
-        }
         let number = live.next;
         live.next += 1;
         live.strangers.insert(number);
@@ -387,6 +405,7 @@ impl Server {
                 exports,
                 options,
                 sessions: Sessions::default(),
+                shares: Shares::default(),
                 live: Mutex::default(),
                 ended: Condvar::new(),
             }),
@@ -466,6 +485,8 @@ impl Server {
                 Ok(None) => {}
                 Err(error) => {
                     tracing::warn!("cannot take a connection: {error}");
+                    // For want of descriptors, as a rule.
+                    self.shared.send_strangers_away(FEW);
                     thread::sleep(BREATH);
                 }
             }

@@ -89,13 +89,18 @@ pub fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// How many descriptors this process may have at the moment.
+#[must_use]
+pub fn most_descriptors() -> u64 {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft)
+}
+
 /// Whether so many more descriptors could be opened, about: the lowest number that is free is taken first. `any` is
 /// copied for a moment.
 #[must_use]
 pub fn has_descriptors(any: impl AsFd, more: u64) -> bool {
-    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
     let next = any.as_fd().try_clone_to_owned();
-    next.is_ok_and(|next| (next.as_raw_fd().unsigned_abs() as u64) + more < limit)
+    next.is_ok_and(|next| (next.as_raw_fd().unsigned_abs() as u64) + more < most_descriptors())
 }
 
 /// A capability that this program asks for.

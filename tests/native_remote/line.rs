@@ -90,19 +90,25 @@ impl Line {
         header.error().map_or(Ok((header, payload)), Err)
     }
 
-    /// Node and handle of a file of the root.
-    pub fn open(&mut self, name: &str) -> Of {
+    /// Node of a file of the root.
+    pub fn lookup(&mut self, name: &str) -> Result<u64, Errno> {
         let name = Name::new(name.as_bytes()).unwrap();
-        let (header, payload) = self.ask((1, 0), &Request::Lookup(Lookup { name })).unwrap();
+        let (header, payload) = self.ask((1, 0), &Request::Lookup(Lookup { name }))?;
         let Reply::Lookup(entry) = Reply::decode(&header, &payload).unwrap() else {
             unreachable!()
         };
+        Ok(entry.node)
+    }
+
+    /// Node and handle of a file of the root.
+    pub fn open(&mut self, name: &str) -> Of {
+        let node = self.lookup(name).unwrap();
         let open = Request::Open(Open { flags: 0 });
-        let (header, payload) = self.ask((entry.node, 0), &open).unwrap();
+        let (header, payload) = self.ask((node, 0), &open).unwrap();
         let Reply::Open(opened) = Reply::decode(&header, &payload).unwrap() else {
             unreachable!()
         };
-        (entry.node, opened.handle)
+        (node, opened.handle)
     }
 
     /// Whether the server has closed it, or does so now.

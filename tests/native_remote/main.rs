@@ -23,6 +23,7 @@ mod opens;
 mod postgres;
 mod programs;
 mod serving;
+mod shares;
 mod spoiled;
 #[path = "../common/spoiler.rs"]
 mod spoiler;

@@ -156,8 +156,8 @@ fn a_file_that_is_only_read_can_be_copied_from() {
     assert_eq!(fs::read(mounted.join("to")).unwrap(), "x".repeat(5000).as_bytes());
 }
 
-/// A server that has so many descriptors, and a client.
-fn few_descriptors(files: usize, descriptors: u32) -> (Scratch, Served, Mounted) {
+/// A server that has so many descriptors.
+pub fn served_with_few(files: usize, descriptors: u32) -> (Scratch, Served) {
     let scratch = Scratch::new();
     for number in 0..files {
         scratch.write(&number.to_string(), "x");
@@ -167,6 +167,12 @@ fn few_descriptors(files: usize, descriptors: u32) -> (Scratch, Served, Mounted)
     let limit = format!("--nofile={descriptors}:{descriptors}");
     let limited = Command::new("prlimit").args([process, limit]).status();
     assert!(limited.unwrap().success());
+    (scratch, served)
+}
+
+/// The same, and a client.
+fn few_descriptors(files: usize, descriptors: u32) -> (Scratch, Served, Mounted) {
+    let (scratch, served) = served_with_few(files, descriptors);
     let mounted = mount(&served.url(), &scratch, &[]);
     (scratch, served, mounted)
 }
@@ -188,7 +194,7 @@ fn a_tree_is_seen_whole_with_fewer_descriptors_than_it_has_files() {
 
 #[test]
 fn who_uses_more_than_there_is_room_for_hears_of_it_soon() {
-    let (_scratch, _served, mounted) = few_descriptors(400, 300);
+    let (_scratch, _served, mounted) = few_descriptors(400, 400);
     let mut files = Vec::new();
     let refused = loop {
         let file = OpenOptions::new()

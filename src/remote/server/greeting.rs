@@ -11,7 +11,7 @@ use nix::errno::Errno;
 
 use super::exports::find;
 use super::session::{WAITING, millis};
-use super::sessions::{Begun, Common, Member, Of};
+use super::sessions::{Begun, Common, Has, Member, Of};
 use super::{Export, Options, Shared};
 use crate::fs::StackError;
 use crate::remote::Stream;
@@ -250,9 +250,12 @@ fn part<'s>(
         export: Arc::clone(export),
     };
     let requests = requests(&shared.options);
-    let begun = shared
-        .sessions
-        .begin(session, of, stack, shared.locks(), requests);
+    let has = Has {
+        stack,
+        locks: shared.locks(),
+        share: shared.shares.none_yet(),
+    };
+    let begun = shared.sessions.begin(session, of, has, requests);
     // There may be others since the client came. Those who change them see the session from here on.
     if !begun.common.is_of(&shared.exports.now()) {
         return Ok(Err((Errno::ENOENT, Unwelcome::Export)));

@@ -347,6 +347,22 @@ impl Locks {
         done
     }
 
+    /// How many owners have descriptions.
+    pub fn owners(&self) -> usize {
+        let table = self.table.lock();
+        table.ranged.len() + table.whole.len()
+    }
+
+    /// Whether SETLK needs a description that its owner does not have.
+    pub fn is_new(&self, header: &Header, wish: &SetLock) -> bool {
+        let (table, owner) = (self.table.lock(), (header.node, wish.owner));
+        wish.lock.kind != LockKind::Unlock
+            && match wish.flock {
+                true => !table.whole.contains_key(&owner),
+                false => !table.ranged.contains_key(&owner),
+            }
+    }
+
     /// GETLK.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ use super::prompt::Prompt;
 use super::sessions::Common;
 use super::touches::{self, inodes, names, told};
 use super::version::version;
-use super::{Options, Shared};
+use super::{FEW, Options, Shared};
 use crate::abi::NodeId;
 use crate::ebpf::Absent;
 use crate::remote::Stream;
@@ -30,8 +30,8 @@ use crate::remote::wire::{
 };
 use crate::sys::process::has_descriptors;
 
-/// Descriptors that are kept for new connections, and for what a request needs for a moment.
-const SPARE: u64 = 64;
+/// Descriptors that are left for what requests need for a moment, whoever has the others.
+const MOMENT: u64 = 16;
 
 /// Requests that wait for a thread. With those that are being answered it bounds what a client makes us hold.
 pub const WAITING: usize = 16;
@@ -154,6 +154,10 @@ pub fn serve(
         Part::Own { begun, before } => {
             if let Some(before) = before {
                 shared.leases.left(*before);
+            }
+            if !begun.common.share.begins() {
+                tracing::warn!("a client is not served: there are too few descriptors");
+                return Ok(None);
             }
             Arc::clone(&begun.common)
         }
@@ -315,6 +319,7 @@ impl Session<'_> {
                 holder.forget(forgotten.node);
             }
         }
+        self.common.count();
     }
 
     fn work(&self, waiting: &Mutex<Receiver<Job>>, free: &AtomicUsize) {
@@ -377,22 +382,35 @@ impl Session<'_> {
     }
 
     /// Whether the client may have one more of what the request would give it.
-    fn has_room(&self, request: &Request<'_>) -> Result<(), Errno> {
-        let (options, stack) = (&self.shared.options, &self.common.stack);
+    fn has_room(&self, header: &Header, request: &Request<'_>) -> Result<(), Errno> {
+        let (options, stack, locks) = (&self.shared.options, &self.common.stack, &self.common.locks);
         let room = match request {
             Request::Open(_) | Request::Opendir(_) => stack.open_ones() < options.open,
             Request::Create(_) => stack.open_ones() < options.open && stack.known() < options.nodes,
             Request::Lookup(_) | Request::Mknod(_) | Request::Mkdir(_) | Request::Symlink(_) => {
                 stack.known() < options.nodes
             }
+            // Of these it may have as many as `locks` says.
+            Request::SetLock(wish) if locks.is_new(header, wish) => true,
             _ => return Ok(()),
         };
         // Nothing has been done yet: one that comes too late could not be asked for again.
-        let room = room && has_descriptors(&*self.line.stream, SPARE);
+        let room = room && self.common.share.has_room(self.common.count());
         if !room {
-            tracing::debug!("a client has as many files as it may, or there are no descriptors");
+            tracing::debug!("a client has as many files as it may");
         }
+        let room = room && self.has_descriptors();
         room.then_some(()).ok_or(Errno::ENFILE)
+    }
+
+    /// Whether there are descriptors for one more, whoever has the others.
+    fn has_descriptors(&self) -> bool {
+        let has = has_descriptors(&*self.line.stream, MOMENT);
+        if !has {
+            tracing::debug!("there are no descriptors");
+            self.shared.send_strangers_away(FEW);
+        }
+        has
     }
 
     fn answer(&self, header: &Header, payload: &[u8]) -> Result<(), WireError> {
@@ -405,7 +423,7 @@ impl Session<'_> {
         };
         let mut request = request;
         let allowed = self
-            .has_room(&request)
+            .has_room(header, &request)
             .and_then(|()| self.shared.options.ids.request(&mut request));
         if let Err(errno) = allowed {
             return self.refuse(header, errno as u32, false);
@@ -431,6 +449,7 @@ impl Session<'_> {
             }
         }
         drop(change);
+        self.common.count();
         match answered {
             Ok(Answer { mut reply, number }) => {
                 if let Some(attr) = reply.attr_mut() {

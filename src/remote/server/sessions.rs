@@ -17,6 +17,7 @@ use super::done::Done;
 use super::exports::goes_on;
 use super::leases::Holder;
 use super::locks::Locks;
+use super::shares::Share;
 use crate::fs::Stack;
 use crate::remote::Stream;
 use crate::remote::wire::Export as ExportName;
@@ -45,6 +46,14 @@ pub struct Of {
     pub export: Arc<Export>,
 }
 
+/// What a session has of its own.
+#[derive(Debug)]
+pub struct Has {
+    pub stack: Stack,
+    pub locks: Locks,
+    pub share: Share,
+}
+
 /// What all connections of a session have.
 #[derive(Debug)]
 pub struct Common {
@@ -59,6 +68,8 @@ pub struct Common {
     pub done: Done,
     /// What its users have locked.
     pub locks: Locks,
+    /// Its descriptors.
+    pub share: Share,
     /// Of a client that keeps what it is told.
     holder: Mutex<Option<Arc<Holder>>>,
     own: Mutex<Own>,
@@ -74,14 +85,15 @@ struct Joined {
 }
 
 impl Common {
-    fn new(id: SessionId, of: Of, stack: Stack, locks: Locks, requests: usize) -> Self {
+    fn new(id: SessionId, of: Of, has: Has, requests: usize) -> Self {
         Self {
             id,
             name: of.name,
             export: of.export,
-            stack,
+            stack: has.stack,
             done: Done::new(requests),
-            locks,
+            locks: has.locks,
+            share: has.share,
             holder: Mutex::new(None),
             own: Mutex::new(Own::New),
             changed: Condvar::new(),
@@ -97,6 +109,14 @@ impl Common {
     /// It keeps what it is told from here on, and nothing of before.
     pub fn held_by(&self, holder: Option<Arc<Holder>>) {
         *self.holder.lock() = holder;
+    }
+
+    /// Counts the descriptors that it has, and tells how many of them are not of connections.
+    pub fn count(&self) -> usize {
+        let held = self.stack.known() + self.stack.open_ones() + self.locks.owners();
+        let connections = 1 + self.joined.lock().streams.len();
+        self.share.counts(held, connections);
+        held
     }
 
     /// This is its own connection from here on. The one before is cut, and all that was asked on it is done when this
@@ -184,6 +204,7 @@ pub struct Member {
 impl Drop for Member {
     fn drop(&mut self) {
         self.common.joined.lock().streams.remove(&self.number);
+        self.common.count();
     }
 }
 
@@ -194,8 +215,8 @@ pub struct Sessions(Mutex<HashMap<SessionId, Arc<Common>>>);
 impl Sessions {
     /// A session over this begins; its client waits for so many replies at most. If it is not served before what this
     /// gives is dropped, it ends then.
-    pub fn begin(&self, id: SessionId, of: Of, stack: Stack, locks: Locks, requests: usize) -> Begun<'_> {
-        let common = Arc::new(Common::new(id, of, stack, locks, requests));
+    pub fn begin(&self, id: SessionId, of: Of, has: Has, requests: usize) -> Begun<'_> {
+        let common = Arc::new(Common::new(id, of, has, requests));
         self.0.lock().insert(id, Arc::clone(&common));
         Begun {
             common,
@@ -228,6 +249,7 @@ impl Sessions {
             joined.streams.insert(number, Arc::clone(stream));
             number
         };
+        common.count();
         Ok(Member { common, number })
     }
 
