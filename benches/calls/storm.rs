@@ -161,7 +161,8 @@ impl Mount<'_> {
         let changes = self.names.changes();
         // Those that are looked at together are in different directories.
         let look = |first: usize| -> Result<()> {
-            for (name, path) in paths.iter().enumerate().skip(first).step_by(lookers) {
+            for name in (first..paths.len()).step_by(lookers) {
+                let path = &paths[name];
                 let shown = stat(path.as_c_str()).with_context(|| format!("{path:?}"))?;
                 let shown = changes(layout, name, &shown);
                 ensure!(
