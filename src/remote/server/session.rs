@@ -449,6 +449,7 @@ impl Session<'_> {
             }
         }
         drop(change);
+        // What this gave, or gave back, before anybody hears of it and asks for more.
         self.common.count();
         match answered {
             Ok(Answer { mut reply, number }) => {
