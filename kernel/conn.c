@@ -56,6 +56,7 @@ static void conn_free(struct extfuse_conn *ext)
 {
 	extfuse_stamps_free(ext);
 	extfuse_backings_free(ext);
+	free_percpu(ext->owners);
 	free_percpu(ext->counts);
 	if (ext->mm)
 		mmdrop(ext->mm);
@@ -77,7 +78,8 @@ static struct extfuse_conn *conn_alloc(struct fuse_conn *fc)
 		get_random_bytes(&ext->id, sizeof(ext->id));
 	} while (!ext->id);
 	ext->counts = alloc_percpu_gfp(struct extfuse_counts, GFP_KERNEL_ACCOUNT | __GFP_ZERO);
-	if (!ext->counts || !extfuse_stamps_alloc(ext)) {
+	ext->owners = alloc_percpu_gfp(struct extfuse_owner, GFP_KERNEL_ACCOUNT | __GFP_ZERO);
+	if (!ext->counts || !ext->owners || !extfuse_stamps_alloc(ext)) {
 		conn_free(ext);
 		return NULL;
 	}
@@ -235,6 +237,28 @@ int extfuse_dev_mmap(struct file *file, struct vm_area_struct *vma)
 	for (at = 0; !err && at < size; at += PAGE_SIZE)
 		err = vm_insert_page(vma, vma->vm_start + at, vmalloc_to_page((void *)ext->stamps + at));
 	return err;
+}
+
+/*
+ * How the daemon knows an owner of locks, and who reads and writes past the page cache: 32 rounds of XTEA of a
+ * pointer. It is the same for as long as there is the connection, and mostly that of the call before.
+ */
+u64 fuse_lock_owner_id(struct fuse_conn *fc, fl_owner_t owner)
+{
+	struct extfuse_conn *ext = fc->ext;
+	struct extfuse_owner *last;
+	u64 id;
+
+	if (!ext)
+		return fuse_scramble_owner(fc, owner);
+	last = get_cpu_ptr(ext->owners);
+	if (last->owner != owner || !owner) {
+		last->id = fuse_scramble_owner(fc, owner);
+		last->owner = owner;
+	}
+	id = last->id;
+	put_cpu_ptr(ext->owners);
+	return id;
 }
 
 /* Unmounted or aborted: nothing runs, attaches or is current any more. */

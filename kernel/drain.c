@@ -27,12 +27,12 @@ static_assert(sizeof(struct extfuse_drain) == 64);
 
 /* ---- WITHHOLD ---------------------------------------------------------------- */
 
-bool extfuse_withheld(const struct fuse_req *req)
+bool extfuse_withholds(const struct fuse_req *req)
 {
 	const struct fuse_args *args = req->args;
 	const struct extfuse_conn *ext = req->fm->fc->ext;
 
-	return args->opcode == FUSE_WRITE && args->in_pages && args->in_args[0].size == sizeof(struct fuse_write_in) &&
+	return args->in_pages && args->in_args[0].size == sizeof(struct fuse_write_in) &&
 	       (args->ext_withhold || READ_ONCE(ext->withhold)) &&
 	       args->in_args[args->in_numargs - 1].size >= READ_ONCE(ext->withhold_from);
 }

@@ -44,6 +44,7 @@ long extfuse_dev_ioctl(struct fuse_dev *fud, unsigned int cmd, void __user *arg)
 int extfuse_dev_mmap(struct file *file, struct vm_area_struct *vma);
 void extfuse_conn_end(struct fuse_conn *fc, enum extfuse_exit why);
 void extfuse_conn_free(struct fuse_conn *fc);
+u64 fuse_lock_owner_id(struct fuse_conn *fc, fl_owner_t owner);
 
 /* request.c */
 ssize_t extfuse_simple_request(struct mnt_idmap *idmap, struct fuse_mount *fm, struct fuse_args *args);
@@ -78,7 +79,7 @@ void extfuse_forget_sections(struct fuse_req *req);
 struct fuse_req *extfuse_find_sent(struct fuse_dev *fud, u64 unique);
 
 /* drain.c */
-bool extfuse_withheld(const struct fuse_req *req);
+bool extfuse_withholds(const struct fuse_req *req);
 int extfuse_copy_withheld(struct fuse_copy_state *cs, struct fuse_req *req);
 
 /* keep.c; a time with this bit is not one of fs/fuse's own. */
@@ -112,7 +113,7 @@ int fuse_getattr(struct mnt_idmap *idmap, const struct path *path, struct kstat 
 /* open.c */
 int extfuse_open(struct fuse_mount *fm, u64 nodeid, struct file *file, bool isdir);
 void extfuse_pages_dropped(struct inode *inode, struct fuse_file *ff);
-int extfuse_resolve(struct fuse_args *args);
+int extfuse_resolve_file(struct fuse_args *args);
 bool extfuse_released(struct inode *inode, struct fuse_file *ff);
 bool extfuse_put_last(struct fuse_file *ff);
 int extfuse_flush(struct file *file, fl_owner_t id);
@@ -130,6 +131,18 @@ void fuse_readahead(struct readahead_control *rac);
 static inline bool extfuse_deferred(const struct fuse_file *ff)
 {
 	return test_bit(EXTFUSE_FILE_DEFERRED, &ff->ext.state);
+}
+
+/* Is the payload of what is about to be copied to the daemon kept here? */
+static inline bool extfuse_withheld(const struct fuse_req *req)
+{
+	return req->args->opcode == FUSE_WRITE && extfuse_withholds(req);
+}
+
+/* Before a request goes up: the fh that its first argument begins with. May sleep. */
+static inline int extfuse_resolve(struct fuse_args *args)
+{
+	return unlikely(args->ext_file && args->ext_file->ext.cred) ? extfuse_resolve_file(args) : 0;
 }
 
 /* Has somebody been asked for it to be opened, or would be? */
@@ -199,6 +212,7 @@ static inline bool extfuse_attr_expired(struct inode *inode)
 }
 
 /* Of fs/fuse, made visible to us by the patch. */
+u64 fuse_scramble_owner(struct fuse_conn *fc, fl_owner_t owner);
 void fuse_dentry_keep(struct dentry *entry, u64 time);
 int fuse_send_open(struct fuse_mount *fm, u64 nodeid, unsigned int open_flags, int opcode,
 		   struct fuse_open_out *outargp, struct extfuse_asked *asked);
@@ -218,6 +232,12 @@ struct extfuse_counts {
 	u64 count[EXTFUSE_OPCODES][EXTFUSE_COUNTERS];
 };
 
+/* Whose id a processor has computed last. */
+struct extfuse_owner {
+	fl_owner_t owner;
+	u64 id;
+};
+
 /*
  * One a connection that called SETUP, from there to the connection's own end.
  * Reached through fc->ext by whoever may use fc, and through the list of all by
@@ -231,6 +251,7 @@ struct extfuse_conn {
 	bool holds_nodes; /* EXTFUSE_HOLDS_NODES */
 	atomic_t changing; /* changes in flight of the kernel's, of anything */
 	struct extfuse_counts __percpu *counts;
+	struct extfuse_owner __percpu *owners;
 	struct mm_struct *mm; /* may STAGE; set once */
 	bool withhold; /* the payload of every WRITE */
 	u32 withhold_from; /* if it has so many bytes */
@@ -259,8 +280,9 @@ struct extfuse_conn {
 	 */
 	struct extfuse_ops __rcu *ops;
 	u64 opcodes; /* with a request handler; 0 while nothing is attached */
-	u64 replies;
+	u64 replies; /* with a reply handler; likewise */
 	u64 attaches; /* tells this set from the next one at the same address */
+	bool plain; /* INIT is answered, and the daemon speaks what programs see; for good */
 
 	u32 error_opcode; /* of the last error: whoever charged one last */
 
@@ -406,10 +428,10 @@ struct extfuse_call {
 	struct fuse_args *args;
 	u32 written; /* bitmap of out arguments */
 	u32 var_len; /* length of the last one, if it is variable */
+	u32 errors;
 	bool answered; /* out arguments hold the daemon's answer and may be read */
 	bool replied; /* the daemon has answered, maybe with an error */
 	bool enosys; /* the handler wants the caller to get ENOSYS */
-	u32 errors;
 	const char *error; /* the last one */
 };
 
@@ -469,7 +491,14 @@ long extfuse_ioctl_backing(struct fuse_conn *fc, struct extfuse_backing __user *
 void extfuse_backing_forget(struct extfuse_conn *ext, u64 nodeid);
 void extfuse_backings_end(struct extfuse_conn *ext);
 void extfuse_backings_free(struct extfuse_conn *ext);
-bool extfuse_covered(struct extfuse_conn *ext, const struct fuse_args *args);
+bool extfuse_backing_covers(struct extfuse_conn *ext, const struct fuse_args *args);
+
+/* May be called before the handler is asked: whether a fill would be tried. */
+static inline bool extfuse_covered(struct extfuse_conn *ext, const struct fuse_args *args)
+{
+	return READ_ONCE(ext->backings) && extfuse_backing_covers(ext, args);
+}
+
 bool extfuse_fill_from_backing(struct extfuse_conn *ext, struct fuse_args *args, bool always, ssize_t *ret);
 bool extfuse_backing_of(struct inode *inode, struct file **file);
 

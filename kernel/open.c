@@ -215,14 +215,11 @@ out:
 	return err;
 }
 
-/* Before a request goes up: the fh that its first argument begins with. May sleep. */
-int extfuse_resolve(struct fuse_args *args)
+int extfuse_resolve_file(struct fuse_args *args)
 {
 	struct fuse_file *ff = args->ext_file;
 	int err;
 
-	if (likely(!ff || !ff->ext.cred))
-		return 0;
 	if (extfuse_deferred(ff)) {
 		err = open_now(ff);
 		if (err)

@@ -471,8 +471,7 @@ static bool still_copy(const struct extfuse_conn *ext, const struct backing *b, 
 	return !(b->flags & EXTFUSE_BACKING_COPY) || current_node(ext, b->nodeid, EXTFUSE_SLOT_DATA, stamp);
 }
 
-/* May be called before the handler is asked: whether a fill would be tried. */
-bool extfuse_covered(struct extfuse_conn *ext, const struct fuse_args *args)
+bool extfuse_backing_covers(struct extfuse_conn *ext, const struct fuse_args *args)
 {
 	const struct fuse_read_in *in = args->in_args[0].value;
 	struct backing *b = get(ext, args->ext_inode);

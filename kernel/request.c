@@ -29,33 +29,56 @@ void extfuse_charge(struct extfuse_conn *ext, u64 attach, u32 opcode, u32 errors
 		pr_info("extfuse: ejected a program set: %s\n", reason);
 }
 
+static noinline bool translate_caller(struct fuse_conn *fc, struct extfuse_ctx *ctx)
+{
+	const struct cred *cred = current_cred();
+
+	ctx->uid = from_kuid(fc->user_ns, cred->fsuid);
+	ctx->gid = from_kgid(fc->user_ns, cred->fsgid);
+	ctx->pid = pid_nr_ns(task_pid(current), fc->pid_ns);
+	return ctx->uid != (uid_t)-1 && ctx->gid != (gid_t)-1;
+}
+
 /* The caller's ids and pid as fuse_get_req() would send them; false if it has none. */
-static bool fill_caller(struct fuse_conn *fc, struct extfuse_ctx *ctx)
+static __always_inline bool fill_caller(struct fuse_conn *fc, struct extfuse_ctx *ctx)
 {
 	const struct cred *cred = current_cred();
 
 	/* By far the most connections are of the initial namespaces: nothing to translate. */
-	if (likely(fc->user_ns == &init_user_ns)) {
-		ctx->uid = __kuid_val(cred->fsuid);
-		ctx->gid = __kgid_val(cred->fsgid);
-	} else {
-		ctx->uid = from_kuid(fc->user_ns, cred->fsuid);
-		ctx->gid = from_kgid(fc->user_ns, cred->fsgid);
-	}
-	ctx->pid = likely(fc->pid_ns == &init_pid_ns) ? task_pid_nr(current) : pid_nr_ns(task_pid(current), fc->pid_ns);
-	return likely(ctx->uid != (uid_t)-1 && ctx->gid != (gid_t)-1);
+	if (unlikely(fc->user_ns != &init_user_ns || fc->pid_ns != &init_pid_ns))
+		return translate_caller(fc, ctx);
+	ctx->uid = __kuid_val(cred->fsuid);
+	ctx->gid = __kgid_val(cred->fsgid);
+	ctx->pid = task_pid_nr(current);
+	return true;
+}
+
+/* Is the connection up, and speaks a layout without compatibility shims (7.12)? Once it is, it stays so. */
+static noinline bool becomes_plain(struct extfuse_conn *ext)
+{
+	struct fuse_conn *fc = ext->fc;
+
+	if (!READ_ONCE(fc->initialized))
+		return false;
+	/* As fuse_set_initialized() has it. */
+	smp_rmb();
+	if (fc->conn_error || fc->minor < 12)
+		return false;
+	WRITE_ONCE(ext->plain, true);
+	return true;
 }
 
 /*
- * Programs see a request only where the daemon would be sent it as it is: a
- * connection that is up, speaks a layout without compatibility shims (7.12),
- * and a caller that the connection's user namespace has a name for.
+ * Programs see a request only where the daemon would be sent it as it is, and of a caller that the
+ * connection's user namespace has a name for.
+ *
+ * What a handler that has no answer costs is what is inlined here and below.
  */
-bool extfuse_fill_ctx(struct fuse_conn *fc, const struct fuse_args *args, struct extfuse_call *call)
+static __always_inline bool fill_ctx(struct fuse_conn *fc, const struct fuse_args *args, struct extfuse_call *call)
 {
 	struct extfuse_ctx *ctx = &call->ctx;
 
-	if (unlikely(!fc->initialized || !fc->connected || fc->conn_error || fc->minor < 12))
+	if (unlikely(!READ_ONCE(call->ext->plain) && !becomes_plain(call->ext)))
 		return false;
 	if (args->nocreds)
 		ctx->uid = ctx->gid = ctx->pid = 0;
@@ -82,11 +105,16 @@ bool extfuse_fill_ctx(struct fuse_conn *fc, const struct fuse_args *args, struct
 	ctx->reserved = 0;
 	call->written = 0;
 	call->var_len = 0;
+	call->errors = 0;
 	call->answered = false;
 	call->replied = false;
 	call->enosys = false;
-	call->errors = 0;
 	return true;
+}
+
+bool extfuse_fill_ctx(struct fuse_conn *fc, const struct fuse_args *args, struct extfuse_call *call)
+{
+	return READ_ONCE(fc->connected) && fill_ctx(fc, args, call);
 }
 
 static bool known_owner(struct fuse_conn *fc, const struct fuse_attr *attr)
@@ -189,19 +217,24 @@ static const u64 answerable = OP(LOOKUP) | OP(GETATTR) | OP(GETXATTR) | OP(LISTX
 static const u64 untouchable = OP(INIT) | OP(DESTROY) | OP(INTERRUPT) | OP(NOTIFY_REPLY) | OP(FORGET) |
 	OP(BATCH_FORGET);
 
-static bool handled(const struct extfuse_conn *ext, const struct fuse_args *args)
+/* May a program see it? */
+static __always_inline bool touchable(const struct fuse_args *args)
+{
+	return !args->force && !args->nocreds && !args->ext_forced;
+}
+
+static __always_inline bool handled(const struct extfuse_conn *ext, const struct fuse_args *args)
 {
 	u64 opcodes = READ_ONCE(ext->opcodes) | READ_ONCE(ext->replies);
 
-	return args->opcode < EXTFUSE_OPCODES && opcodes & BIT_ULL(args->opcode) & ~untouchable &&
-	       !args->force && !args->nocreds && !args->ext_forced;
+	return args->opcode < EXTFUSE_OPCODES && opcodes & BIT_ULL(args->opcode) & ~untouchable && touchable(args);
 }
 
 /*
  * Asks the handler. @attach: which program set that was, 0 if none is attached
  * (any more). A bitmap that has been cleared meanwhile is an upcall too.
  */
-int extfuse_run_request(struct extfuse_conn *ext, struct extfuse_call *call, u64 *attach)
+static __always_inline int run_request(struct extfuse_conn *ext, struct extfuse_call *call, u64 *attach)
 {
 	struct extfuse_ops *ops;
 	int verdict = EXTFUSE_UPCALL;
@@ -217,10 +250,19 @@ int extfuse_run_request(struct extfuse_conn *ext, struct extfuse_call *call, u64
 	return verdict;
 }
 
-static void run_reply(struct extfuse_conn *ext, struct extfuse_call *call, u64 attach)
+int extfuse_run_request(struct extfuse_conn *ext, struct extfuse_call *call, u64 *attach)
+{
+	return run_request(ext, call, attach);
+}
+
+/* What has come back from the daemon, to the reply handler of the same set. */
+static noinline void run_reply(struct extfuse_conn *ext, struct extfuse_call *call, u64 attach, ssize_t ret)
 {
 	struct extfuse_ops *ops;
 
+	call->replied = true;
+	call->answered = ret >= 0;
+	call->ctx.error = ret < 0 ? ret : 0;
 	rcu_read_lock();
 	ops = rcu_dereference(ext->ops);
 	if (ops && attach == READ_ONCE(ext->attaches) && READ_ONCE(ext->replies) & BIT_ULL(call->ctx.opcode) &&
@@ -231,7 +273,7 @@ static void run_reply(struct extfuse_conn *ext, struct extfuse_call *call, u64 a
 		extfuse_charge(ext, attach, call->ctx.opcode, call->errors, call->error);
 }
 
-/* What the verdict comes to; *@ret is what the caller of the request gets. */
+/* What a verdict comes to that is not a plain UPCALL; *@ret is what the caller of the request gets. */
 static enum outcome judge(struct fuse_mount *fm, struct fuse_args *args, struct extfuse_call *call, int verdict,
 			  ssize_t *ret)
 {
@@ -304,21 +346,31 @@ static void forbid_keeping(struct fuse_args *args)
 	}
 }
 
-/* Asks the handler, and judges what it says. */
-static enum outcome consult(struct fuse_mount *fm, struct fuse_args *args, struct extfuse_call *call, u64 *attach,
-			    ssize_t *ret)
+static noinline enum outcome judge_and_charge(struct fuse_mount *fm, struct fuse_args *args,
+					      struct extfuse_call *call, u64 attach, int verdict, ssize_t *ret)
 {
-	struct extfuse_conn *ext = call->ext;
-	enum outcome outcome;
+	enum outcome outcome = judge(fm, args, call, verdict, ret);
 
-	if (args->opcode == FUSE_READ && extfuse_covered(ext, args))
-		call->ctx.flags |= EXTFUSE_CTX_PASSTHRU;
-	outcome = judge(fm, args, call, extfuse_run_request(ext, call, attach), ret);
 	if (unlikely(call->errors)) {
-		extfuse_charge(ext, *attach, args->opcode, call->errors, call->error);
+		extfuse_charge(call->ext, attach, args->opcode, call->errors, call->error);
 		call->errors = 0;
 	}
 	return outcome;
+}
+
+/* Asks the handler, and judges what it says. */
+static __always_inline enum outcome consult(struct fuse_mount *fm, struct fuse_args *args, struct extfuse_call *call,
+					    u64 *attach, ssize_t *ret)
+{
+	struct extfuse_conn *ext = call->ext;
+	int verdict;
+
+	if (args->opcode == FUSE_READ && extfuse_covered(ext, args))
+		call->ctx.flags |= EXTFUSE_CTX_PASSTHRU;
+	verdict = run_request(ext, call, attach);
+	if (verdict == EXTFUSE_UPCALL && !call->enosys && !call->errors)
+		return UPCALL;
+	return judge_and_charge(fm, args, call, *attach, verdict, ret);
 }
 
 /* To the daemon, with a handle that it knows. */
@@ -333,75 +385,94 @@ static ssize_t send_up(struct extfuse_conn *ext, struct mnt_idmap *idmap, struct
 	return fuse_send_simple(idmap, fm, args);
 }
 
+/* The rest of an answer that is one caller's, after it has come. */
+static noinline void end_private(struct fuse_args *args, ssize_t ret)
+{
+	if (ret >= 0)
+		forbid_keeping(args);
+	memset(args->ext_keep, 0, sizeof(args->ext_keep));
+	/* It is the daemon's word, and as true for others. */
+	args->ext_private = false;
+}
+
 /* noinline: its frame holds a context, which requests without a handler don't pay for. */
 static noinline ssize_t ask(struct extfuse_conn *ext, struct mnt_idmap *idmap, struct fuse_mount *fm,
 			    struct fuse_args *args)
 {
 	struct extfuse_call call __uninitialized;
+	u64 opcode = BIT_ULL(args->opcode);
 	enum outcome outcome;
-	bool private;
 	u64 attach;
 	ssize_t ret;
 
 	call.ext = ext;
 	call.args = args;
-	if (!extfuse_fill_ctx(fm->fc, args, &call))
+	if (!fill_ctx(fm->fc, args, &call))
 		return send_up(ext, idmap, fm, args);
 	outcome = consult(fm, args, &call, &attach, &ret);
-	if (outcome == UPCALL || unlikely(args->ext_private))
+	/* Nothing is kept that was not written. */
+	if (unlikely(call.written && (outcome == UPCALL || args->ext_private)))
 		memset(args->ext_keep, 0, sizeof(args->ext_keep));
 	if (outcome == ANSWERED)
 		return ret;
-	if (READ_ONCE(ext->replies) & BIT_ULL(args->opcode))
+	if (READ_ONCE(ext->replies) & opcode)
 		call.ctx.asked = ktime_get_boottime_ns();
 	ret = send_up(ext, idmap, fm, args);
-	private = args->ext_private;
-	if (unlikely(private)) {
-		if (ret >= 0)
-			forbid_keeping(args);
-		/* It is the daemon's word, and as true for others. */
-		args->ext_private = false;
-	}
-	if (attach) {
-		call.replied = true;
-		call.ctx.error = ret < 0 ? ret : 0;
-		call.answered = ret >= 0;
-		run_reply(ext, &call, attach);
-		if (unlikely(private))
-			memset(args->ext_keep, 0, sizeof(args->ext_keep));
-	}
+	if (attach && READ_ONCE(ext->replies) & opcode)
+		run_reply(ext, &call, attach, ret);
+	if (unlikely(args->ext_private))
+		end_private(args, ret);
 	return ret;
 }
 
 /* A READ that no handler is asked about. */
 static bool fill_unasked(struct extfuse_conn *ext, struct fuse_args *args, ssize_t *ret)
 {
-	return args->opcode == FUSE_READ && !(READ_ONCE(ext->opcodes) & OP(READ)) &&
-	       extfuse_fill_from_backing(ext, args, true, ret);
+	return !(READ_ONCE(ext->opcodes) & OP(READ)) && extfuse_fill_from_backing(ext, args, true, ret);
 }
 
-ssize_t extfuse_simple_request(struct mnt_idmap *idmap, struct fuse_mount *fm, struct fuse_args *args)
+static __always_inline ssize_t pass(struct extfuse_conn *ext, struct mnt_idmap *idmap, struct fuse_mount *fm,
+				    struct fuse_args *args)
 {
-	struct extfuse_conn *ext = fm->fc->ext;
+	return handled(ext, args) ? ask(ext, idmap, fm, args) : send_up(ext, idmap, fm, args);
+}
+
+/* noinline, and so is what follows: its frame holds the change. */
+static noinline ssize_t pass_change(struct extfuse_conn *ext, struct mnt_idmap *idmap, struct fuse_mount *fm,
+				    struct fuse_args *args)
+{
 	struct extfuse_change change __uninitialized;
 	ssize_t ret;
 
-	extfuse_count(ext, args->opcode, EXTFUSE_COUNT_REQUESTS);
-	change.nr = 0;
-	if (extfuse_may_change(args->opcode))
-		extfuse_change_begin(ext, args, &change);
-	ret = unlikely(args->ext_victim) ? extfuse_settle(args->ext_victim) : 0;
-	if (ret || fill_unasked(ext, args, &ret))
-		;
-	else if (handled(ext, args))
-		ret = ask(ext, idmap, fm, args);
-	else
-		ret = send_up(ext, idmap, fm, args);
+	extfuse_change_begin(ext, args, &change);
+	ret = args->ext_victim ? extfuse_settle(args->ext_victim) : 0;
+	if (!ret)
+		ret = pass(ext, idmap, fm, args);
 	if (change.nr) {
 		extfuse_change_done(ext, &change);
 		extfuse_keep_own(ext, args, &change);
 	}
 	return ret;
+}
+
+static noinline ssize_t pass_read(struct extfuse_conn *ext, struct mnt_idmap *idmap, struct fuse_mount *fm,
+				  struct fuse_args *args)
+{
+	ssize_t ret;
+
+	return fill_unasked(ext, args, &ret) ? ret : pass(ext, idmap, fm, args);
+}
+
+ssize_t extfuse_simple_request(struct mnt_idmap *idmap, struct fuse_mount *fm, struct fuse_args *args)
+{
+	struct extfuse_conn *ext = fm->fc->ext;
+
+	extfuse_count(ext, args->opcode, EXTFUSE_COUNT_REQUESTS);
+	if (extfuse_may_change(args->opcode))
+		return pass_change(ext, idmap, fm, args);
+	if (args->opcode == FUSE_READ)
+		return pass_read(ext, idmap, fm, args);
+	return pass(ext, idmap, fm, args);
 }
 
 static noinline bool answer_background(struct extfuse_conn *ext, struct fuse_mount *fm, struct fuse_args *args,
@@ -412,7 +483,7 @@ static noinline bool answer_background(struct extfuse_conn *ext, struct fuse_mou
 
 	call.ext = ext;
 	call.args = args;
-	if (!extfuse_fill_ctx(fm->fc, args, &call))
+	if (!fill_ctx(fm->fc, args, &call))
 		return false;
 	call.ctx.flags = EXTFUSE_CTX_BACKGROUND;
 	return consult(fm, args, &call, &attach, ret) == ANSWERED;
@@ -429,7 +500,8 @@ bool extfuse_background_answered(struct fuse_mount *fm, struct fuse_args *args)
 
 	if (args->opcode != FUSE_READ)
 		return false;
-	if (!fill_unasked(ext, args, &ret) && !(handled(ext, args) && answer_background(ext, fm, args, &ret)))
+	if (READ_ONCE(ext->opcodes) & OP(READ) ? !touchable(args) || !answer_background(ext, fm, args, &ret) :
+						 !extfuse_fill_from_backing(ext, args, true, &ret))
 		return false;
 	extfuse_count(ext, FUSE_READ, EXTFUSE_COUNT_REQUESTS);
 	args->end(fm, args, ret < 0 ? ret : 0);
@@ -453,21 +525,26 @@ static noinline void show_background(struct fuse_conn *fc, struct fuse_args *arg
 		extfuse_charge(ext, attach, args->opcode, call.errors, call.error);
 }
 
+static noinline void announce_background(struct fuse_conn *fc, struct fuse_args *args)
+{
+	struct extfuse_change change __uninitialized;
+
+	args->ext_change = true;
+	extfuse_change_begin(fc->ext, args, &change);
+	if (args->opcode == FUSE_WRITE && READ_ONCE(fc->ext->opcodes) & OP(WRITE))
+		show_background(fc, args);
+}
+
 /*
  * Background requests are announced, also under fi->lock. The flag keeps begin and end paired when SETUP
  * comes between them; it belongs to whoever owns the request: its sender before it is queued, its end after.
  */
 void extfuse_background_begin(struct fuse_conn *fc, struct fuse_args *args)
 {
-	struct extfuse_change change __uninitialized;
-
 	extfuse_count(fc->ext, args->opcode, EXTFUSE_COUNT_REQUESTS);
 	extfuse_count(fc->ext, args->opcode, EXTFUSE_COUNT_UPCALLS);
-	args->ext_change = extfuse_may_change(args->opcode);
-	if (args->ext_change)
-		extfuse_change_begin(fc->ext, args, &change);
-	if (args->opcode == FUSE_WRITE && READ_ONCE(fc->ext->opcodes) & OP(WRITE))
-		show_background(fc, args);
+	if (extfuse_may_change(args->opcode))
+		announce_background(fc, args);
 }
 
 void extfuse_background_end(struct fuse_conn *fc, struct fuse_args *args)
