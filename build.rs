@@ -86,4 +86,5 @@ fn main() {
     object("tests/guest_gate/gate.bpf.c", "frame_gate", &clang);
     object("tests/guest_gate/unsafe.bpf.c", "unsafe", &clang);
     object("tests/guest_custom/mistaken.bpf.c", "mistaken", &clang);
+    object("tests/common/private.bpf.c", "private", &clang);
 }

@@ -17,12 +17,15 @@ struct row_head {
 	__u64 open;
 };
 
-/* Counts a request that goes up, and why. */
+/* Counts a request that goes up, and why. What the walk does not get is asked again. */
 static __always_inline int miss(const struct extfuse_ctx *c, enum extfuse_miss reason)
 {
 	__u32 key = c->opcode * EXTFUSE_MISSES + reason;
-	__u64 *count = bpf_map_lookup_elem(&misses, &key);
+	__u64 *count;
 
+	if (c->flags & EXTFUSE_CTX_WALK)
+		return EXTFUSE_UPCALL;
+	count = bpf_map_lookup_elem(&misses, &key);
 	if (count)
 		(*count)++;
 	return EXTFUSE_UPCALL;

@@ -48,6 +48,7 @@ enum extfuse_event {
 #define EXTFUSE_CTX_PASSTHRU (1U << 0) /* the file has a backing file: PASSTHRU is possible */
 #define EXTFUSE_CTX_EVENT (1U << 1) /* an event: the verdict is ignored */
 #define EXTFUSE_CTX_BACKGROUND (1U << 2) /* nobody waits for it: read-ahead, asynchronous READ; WRITE: as an event */
+#define EXTFUSE_CTX_WALK (1U << 3) /* LOOKUP, GETATTR, GETXATTR in the RCU walk: asked again without it if not answered */
 
 /*
  * What a program is told about a request: scalars only, every one set, and

@@ -110,6 +110,11 @@ int fuse_permission(struct mnt_idmap *idmap, struct inode *inode, int mask);
 int fuse_getattr(struct mnt_idmap *idmap, const struct path *path, struct kstat *stat, u32 request_mask,
 		 unsigned int flags);
 
+/* confirm.c: in the RCU walk */
+int extfuse_confirm_name(struct dentry *entry, int otherwise);
+int extfuse_confirm_attr(struct inode *inode);
+int extfuse_confirm_no_acl(struct inode *inode, int type);
+
 /* open.c */
 int extfuse_open(struct fuse_mount *fm, u64 nodeid, struct file *file, bool isdir);
 void extfuse_pages_dropped(struct inode *inode, struct fuse_file *ff);
@@ -517,6 +522,7 @@ int extfuse_settle(struct inode *inode);
 
 /* request.c */
 int extfuse_run_request(struct extfuse_conn *ext, struct extfuse_call *call, u64 *attach);
+int extfuse_ask_in_walk(struct fuse_conn *fc, struct fuse_args *args);
 void extfuse_charge(struct extfuse_conn *ext, u64 attach, u32 opcode, u32 errors, const char *what);
 
 int extfuse_kfuncs_init(void);

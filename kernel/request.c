@@ -319,6 +319,17 @@ static enum outcome judge(struct fuse_mount *fm, struct fuse_args *args, struct 
 	return ANSWERED;
 }
 
+/* The stamps stay: a node that the kernel does not hold is taken by one, whoever the answer is for (still_held()). */
+static void keep_nothing(struct fuse_args *args)
+{
+	u32 what;
+
+	for (what = 0; what < ARRAY_SIZE(args->ext_keep); what++) {
+		args->ext_keep[what].time = 0;
+		args->ext_keep[what].own = false;
+	}
+}
+
 /* The daemon's answer to one caller: fs/fuse is not to keep it. */
 static void forbid_keeping(struct fuse_args *args)
 {
@@ -390,7 +401,7 @@ static noinline void end_private(struct fuse_args *args, ssize_t ret)
 {
 	if (ret >= 0)
 		forbid_keeping(args);
-	memset(args->ext_keep, 0, sizeof(args->ext_keep));
+	keep_nothing(args);
 	/* It is the daemon's word, and as true for others. */
 	args->ext_private = false;
 }
@@ -412,7 +423,7 @@ static noinline ssize_t ask(struct extfuse_conn *ext, struct mnt_idmap *idmap, s
 	outcome = consult(fm, args, &call, &attach, &ret);
 	/* Nothing is kept that was not written. */
 	if (unlikely(call.written && (outcome == UPCALL || args->ext_private)))
-		memset(args->ext_keep, 0, sizeof(args->ext_keep));
+		keep_nothing(args);
 	if (outcome == ANSWERED)
 		return ret;
 	if (READ_ONCE(ext->replies) & opcode)
@@ -473,6 +484,36 @@ ssize_t extfuse_simple_request(struct mnt_idmap *idmap, struct fuse_mount *fm, s
 	if (args->opcode == FUSE_READ)
 		return pass_read(ext, idmap, fm, args);
 	return pass(ext, idmap, fm, args);
+}
+
+/*
+ * Asks the handler in the RCU walk, where nothing may sleep. 0: it has answered; -ECHILD: it has not, or there is none,
+ * and the request is to be made elsewhere; other errnos are its own. What it may have kept is in @args.
+ */
+int extfuse_ask_in_walk(struct fuse_conn *fc, struct fuse_args *args)
+{
+	struct extfuse_call call __uninitialized;
+	u64 attach;
+	int verdict;
+
+	call.ext = fc->ext;
+	call.args = args;
+	if (!fill_ctx(fc, args, &call))
+		return -ECHILD;
+	call.ctx.flags = EXTFUSE_CTX_WALK;
+	verdict = run_request(call.ext, &call, &attach);
+	if (unlikely(call.errors)) {
+		extfuse_charge(call.ext, attach, args->opcode, call.errors, call.error);
+		return -ECHILD;
+	}
+	if (args->ext_private)
+		keep_nothing(args);
+	if (verdict == EXTFUSE_RETURN && call.written == BIT(args->out_numargs) - 1)
+		return 0;
+	if (verdict < 0 && verdict >= -EXTFUSE_MAX_ERRNO && (verdict != EXTFUSE_UPCALL || call.enosys))
+		return verdict;
+	/* Also what is wrong with a verdict is found where it is asked again. */
+	return -ECHILD;
 }
 
 static noinline bool answer_background(struct extfuse_conn *ext, struct fuse_mount *fm, struct fuse_args *args,

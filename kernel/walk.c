@@ -2,7 +2,8 @@
 /*
  * A warm path walk and a warm stat(2): answered from what keep.c has kept, without
  * the ways that fs/fuse needs for a daemon. Each of these stands before a function
- * of fs/fuse, and leaves to it whatever is not plain.
+ * of fs/fuse, and leaves to it whatever is not plain; what that would leave the RCU
+ * walk for, a handler may confirm (confirm.c).
  *
  * They are called for each component of each path, so they save no register and
  * have no call on their way; those with a deadline to look at have a second part.
@@ -18,6 +19,13 @@ static noinline int revalidate_until(struct dentry *entry, unsigned int flags, u
 	return extfuse_over(deadline) ? fuse_dentry_revalidate(entry, flags) : 1;
 }
 
+static noinline int revalidate_or_confirm(struct dentry *entry, unsigned int flags)
+{
+	int is = fuse_dentry_revalidate(entry, flags);
+
+	return is > 0 ? is : extfuse_confirm_name(entry, is);
+}
+
 /* Is a name, in the RCU walk, what it was? */
 int extfuse_dentry_revalidate(struct dentry *entry, unsigned int flags)
 {
@@ -30,7 +38,7 @@ int extfuse_dentry_revalidate(struct dentry *entry, unsigned int flags)
 	u32 slot;
 
 	if ((flags & plain) != LOOKUP_RCU)
-		goto ask;
+		return fuse_dentry_revalidate(entry, flags);
 	inode = d_inode_rcu(entry);
 	if (inode && READ_ONCE(get_fuse_inode(inode)->state) & (BIT(FUSE_I_BAD) | BIT(FUSE_I_INIT_RDPLUS)))
 		goto ask;
@@ -53,7 +61,7 @@ int extfuse_dentry_revalidate(struct dentry *entry, unsigned int flags)
 	deadline = READ_ONCE(stamps->deadline);
 	return likely(deadline == EXTFUSE_NEVER) ? 1 : revalidate_until(entry, flags, deadline);
 ask:
-	return fuse_dentry_revalidate(entry, flags);
+	return revalidate_or_confirm(entry, flags);
 }
 
 /* May the caller use the mount at all? As fuse_allow_current_process(), which knows more ways to be allowed. */

@@ -141,6 +141,28 @@ fn names_are_hidden_from_one_user_and_stay_for_the_others() {
     assert!(scene.nobody_finds(".secret"));
 }
 
+/// The handlers know what the kernel has forgotten, for those whom it is hidden from nobody, too.
+#[test]
+fn a_private_name_that_the_kernel_has_forgotten_is_found() {
+    let scene = Scene::new();
+    scene.load("LOOKUP", &scene.object("hide.o", HIDE));
+    let secret = scene.tree.at(".secret");
+    // Its node has changed once: what is known of it is known since then.
+    fs::hard_link(&secret, scene.tree.at("link")).unwrap();
+    fs::remove_file(scene.tree.at("link")).unwrap();
+    for _ in 0..3 {
+        fs::metadata(&secret).unwrap();
+    }
+    let asked = || scene.tree.count("LOOKUP").upcalls;
+    let before = asked();
+    for _ in 0..3 {
+        fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+        assert_eq!(fs::read_to_string(&secret).unwrap(), "secret");
+        assert!(!scene.nobody_finds(".secret"));
+    }
+    assert_eq!(asked(), before);
+}
+
 /// An answer for one caller does not take the name away from those who use it.
 #[test]
 fn a_mount_on_a_hidden_name_stays_when_somebody_looks() {

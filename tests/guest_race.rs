@@ -25,8 +25,12 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::statvfs::statvfs;
+use tempfile::TempDir;
 
+use common::extfuse;
 use guest::{Random, Tree, WITH_HANDLERS, WITHOUT_HANDLERS, seconds, seed};
+
+const PRIVATE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/private.bpf.o"));
 
 /// What is changed, and how it shows which version it is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -531,6 +535,37 @@ fn handlers_of_an_exclusive_mount_give_no_stale_answer() {
     coherent_with_handlers(WITH_HANDLERS[1], 20);
 }
 
+/// Has nothing kept of what names and attributes are: every look asks, in the RCU walk, too.
+fn keep_nothing(tree: &Tree) {
+    let objects = TempDir::new().unwrap();
+    let file = objects.path().join("private.bpf.o");
+    fs::write(&file, PRIVATE).unwrap();
+    let [root, file] = [tree.root(), &file].map(|path| path.to_str().unwrap());
+    for opcode in ["LOOKUP", "GETATTR"] {
+        let output = extfuse(&["handler", "load", root, opcode, file]);
+        assert!(output.status.success(), "{output:?}");
+    }
+}
+
+#[test]
+fn handlers_that_are_asked_in_each_walk_give_no_stale_answer() {
+    let tree = Tree::mount(WITH_HANDLERS[1]);
+    keep_nothing(&tree);
+    let outcome = race(
+        &KINDS,
+        tree.root(),
+        tree.root(),
+        4,
+        seconds("EXTFUSE_RACE_SECONDS", 20, 60),
+        1,
+    );
+    assert_eq!(outcome.faults, 0, "{}", outcome.first.unwrap());
+    let (lookup, getattr) = (tree.count("LOOKUP"), tree.count("GETATTR"));
+    println!("LOOKUP {lookup:?}\nGETATTR {getattr:?}");
+    assert!(lookup.returned.unwrap() > 100 && getattr.returned.unwrap() > 100);
+    assert!(lookup.kept.unwrap() < 10, "{lookup:?}");
+}
+
 #[test]
 fn without_handlers_there_is_no_stale_answer() {
     coherent(WITHOUT_HANDLERS, 60);
@@ -538,7 +573,11 @@ fn without_handlers_there_is_no_stale_answer() {
 
 /// Changes are made behind the mount, where nothing tells it: stale answers must be found.
 fn stale(kinds: &[Kind], arguments: &[&str]) {
-    let tree = Tree::mount(arguments);
+    stale_of(&Tree::mount(arguments), kinds, |_| ());
+}
+
+fn stale_of(tree: &Tree, kinds: &[Kind], prepare: impl FnOnce(&Tree)) {
+    prepare(tree);
     let time = seconds("EXTFUSE_RACE_SECONDS", 20, 60);
     let outcome = race(kinds, &tree.behind(""), tree.root(), 4, time, 20);
     assert!(outcome.faults >= 20, "nothing stale was found: {outcome:?}");
@@ -557,6 +596,12 @@ fn stale_answers_of_stock_fuse_are_found() {
 #[test]
 fn stale_answers_of_handlers_are_found_when_changes_are_hidden_from_them() {
     stale(&KINDS, WITH_HANDLERS[1]);
+}
+
+/// ... and those that were given in the walk.
+#[test]
+fn stale_answers_in_each_walk_are_found_when_changes_are_hidden_from_them() {
+    stale_of(&Tree::mount(WITH_HANDLERS[1]), &KINDS, keep_nothing);
 }
 
 /// How full the file system is, alone: much else would change it, too.

@@ -164,7 +164,7 @@ impl Case {
             Ending::Passthru => of.passthru,
         };
         match variant {
-            Variant::Handlers => ensure!(
+            Variant::Handlers | Variant::Asked => ensure!(
                 ended >= calls,
                 "only {ended} {opcode} of {calls} calls ended in the kernel"
             ),

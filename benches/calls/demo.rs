@@ -200,6 +200,7 @@ fn heading(variant: Variant) -> [&'static str; 2] {
         Variant::StockInf => ["stock FUSE", "never asks again"],
         Variant::Unattached => ["extfuse", "no handlers"],
         Variant::Handlers => ["extfuse", "handlers"],
+        Variant::Asked => ["extfuse", "nothing kept"],
         Variant::Trivial => ["extfuse", "trivial programs"],
     }
 }

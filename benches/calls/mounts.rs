@@ -27,6 +27,8 @@ pub enum Variant {
     Unattached,
     /// The module with handlers, timeouts 0.
     Handlers,
+    /// The same, and nothing of what they answer about names and attributes is kept: every look asks them.
+    Asked,
     /// The module with programs that answer nothing, and a daemon that knows of none.
     Trivial,
 }
@@ -61,6 +63,7 @@ impl Variant {
             Variant::StockInf => "stock-inf",
             Variant::Unattached => "unattached",
             Variant::Handlers => "handlers",
+            Variant::Asked => "asked",
             Variant::Trivial => "trivial",
         }
     }
@@ -81,7 +84,7 @@ impl Variant {
                 "-o",
                 "entry_timeout=0,attr_timeout=0",
             ]),
-            Variant::Handlers => Some(&[
+            Variant::Handlers | Variant::Asked => Some(&[
                 "--require-module",
                 "--exclusive",
                 "-o",
@@ -99,7 +102,7 @@ impl Variant {
         match self {
             Variant::Native => None,
             Variant::Stock0 | Variant::StockInf => Some("fuse"),
-            Variant::Unattached | Variant::Handlers | Variant::Trivial => Some("extfuse"),
+            Variant::Unattached | Variant::Handlers | Variant::Asked | Variant::Trivial => Some("extfuse"),
         }
     }
 }
@@ -309,7 +312,10 @@ impl Place {
             "{name}: file system {found:?} is mounted instead of {wanted}"
         );
         let attached = self.status()?.program.is_some_and(|program| program.attached);
-        let wanted = matches!(self.variant, Variant::Handlers | Variant::Trivial);
+        let wanted = matches!(
+            self.variant,
+            Variant::Handlers | Variant::Asked | Variant::Trivial
+        );
         ensure!(
             attached == wanted,
             "{name}: program attached: {attached}, should be {wanted}"

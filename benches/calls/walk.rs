@@ -55,6 +55,12 @@ const CASES: &[Case] = &[
     Case::LsL,
 ];
 
+/// Beside the others.
+const ASKED: (Variant, &str) = (Variant::Asked, "asked");
+
+/// The handlers that let nothing be kept.
+const PRIVATE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/private.bpf.o"));
+
 /// Limits in native's, with the handlers.
 const LIMITS: &[(Case, f64)] = &[
     (Case::Single(cases::Case::Stat), 1.05),
@@ -76,6 +82,12 @@ impl Case {
             Self::Getdents => "getdents",
             Self::LsL => "ls-l",
         }
+    }
+
+    /// Whether it is measured in a variant: where every look asks, looks at paths are.
+    fn is_of(self, variant: Variant) -> bool {
+        let looks = [cases::Case::Stat, cases::Case::StatDeep, cases::Case::Missing];
+        variant != Variant::Asked || looks.iter().any(|&case| self == Self::Single(case))
     }
 
     fn unit(self) -> &'static str {
@@ -194,8 +206,11 @@ pub fn run(base: &Path, metric: &str, smoke: bool) -> Result<Vec<Row>> {
         .map(|path| c_path(Path::new(path)))
         .collect::<Result<_>>()?;
 
+    let private = base.join("private.bpf.o");
+    fs::write(&private, PRIVATE)?;
     let variants: Vec<_> = COHERENT_VARIANTS
         .iter()
+        .chain([&ASKED])
         .filter(|(variant, _)| !smoke || variant.is_stock())
         // The control: what it was in the beginning it is in the end.
         .chain(&COHERENT_VARIANTS[..1])
@@ -203,9 +218,15 @@ pub fn run(base: &Path, metric: &str, smoke: bool) -> Result<Vec<Row>> {
     let (mut measured, mut checked) = (Vec::new(), Vec::new());
     for &&(variant, label) in &variants {
         let place = Place::new(variant, &tree, &base.join("mnt"), &[])?;
+        if variant == Variant::Asked {
+            ["LOOKUP", "GETATTR"]
+                .map(|opcode| place.load_handler(opcode, &private))
+                .into_iter()
+                .collect::<Result<()>>()?;
+        }
         checked.push(Controls::measure(&place)?);
         let mut rows = Vec::new();
-        for &case in CASES {
+        for case in CASES.iter().copied().filter(|case| case.is_of(variant)) {
             let shown = || format!("{}, {label}", case.name());
             let shape = case.shape(smoke);
             let (cost, counted) = cost(case, shape, &place, &small).with_context(shown)?;
@@ -247,9 +268,9 @@ pub fn run(base: &Path, metric: &str, smoke: bool) -> Result<Vec<Row>> {
             last.value
         );
     }
-    Ok((0..CASES.len())
-        .flat_map(|case| measured.iter().flat_map(move |rows| rows[case].clone()))
-        .collect())
+    let rows: Vec<Row> = measured.into_iter().flatten().flatten().collect();
+    let of_case = |name: &'static str| rows.iter().filter(move |row| row.case == name).cloned();
+    Ok(CASES.iter().flat_map(|case| of_case(case.name())).collect())
 }
 
 /// The median cost of a call, and what was counted in all.

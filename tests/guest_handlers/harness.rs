@@ -40,6 +40,7 @@ pub const LOOKUP: u32 = 1;
 pub const FORGET: u32 = 2;
 pub const GETATTR: u32 = 3;
 pub const MKDIR: u32 = 9;
+pub const GETXATTR: u32 = 22;
 pub const LISTXATTR: u32 = 23;
 
 /// A mount of a directory on ext4, served by this process. Unmounted on drop.
@@ -168,6 +169,13 @@ impl Mounted {
         fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
     }
 
+    /// The nodeid of what is at `path`.
+    pub fn nodeid(&self, path: &Path) -> u64 {
+        let probe = Hostile::on(self, GETATTR);
+        fs::metadata(path).unwrap();
+        probe.seen().last.nodeid
+    }
+
     pub fn file(&self, name: &str) -> PathBuf {
         let path = self.at.join(name);
         fs::write(&path, name).unwrap();
@@ -221,6 +229,18 @@ impl Hostile {
         let mut hostile = Self::load(mounted.setup().conn, 1 << opcode).unwrap();
         hostile.attach().unwrap();
         hostile.tell(|seen| seen.target = opcode);
+        hostile
+    }
+
+    /// Asked about names in the mount's root, which may be walked through.
+    pub fn on_names(mounted: &Mounted) -> Self {
+        let mut hostile = Self::load(mounted.setup().conn, 1 << LOOKUP | 1 << GETATTR).unwrap();
+        hostile.tell(|seen| {
+            seen.target = LOOKUP;
+            seen.way_node = 1;
+            seen.way.copy_from_slice(&attr_out(&mounted.source));
+        });
+        hostile.attach().unwrap();
         hostile
     }
 

@@ -6,6 +6,7 @@
 
 enum {
 	FUSE_FORGET = 2,
+	FUSE_GETATTR = 3,
 };
 
 char LICENSE[] SEC("license") = "GPL";
@@ -20,9 +21,16 @@ __u32 name_len;
 __u8 answer[256];
 __u32 wrong_reads; /* read arguments that are not there */
 __u32 say_enosys;
+__u32 private; /* the answer is the caller's own */
+__u32 keep_entry, keep_attr; /* what is kept of an answer, as of now */
+__u64 only_node; /* only for requests about it, if not 0 */
+__u32 not_in_walk; /* UPCALL in the RCU walk */
+__u64 way_node; /* a directory that may be walked through: its GETATTR is answered, whatever the target is */
+__u8 way[104];
 
 /* What was seen. */
 __u64 requests;
+__u64 walks; /* in the RCU walk: no requests */
 __u64 replies;
 __u64 cookies_wrong;
 __u64 errors_seen;
@@ -65,11 +73,17 @@ int BPF_PROG(request, struct extfuse_ctx *c)
 {
 	__u64 size = write_size; /* 64 bits, for the verifier to follow */
 
+	if (c->opcode == FUSE_GETATTR && way_node && c->nodeid == way_node)
+		return bpf_extfuse_write_args(c, 0, way, sizeof(way)) ? EXTFUSE_UPCALL : EXTFUSE_RETURN;
 	if (c->opcode != target || size > sizeof(answer))
 		return EXTFUSE_UPCALL;
 	if (answer_by_name && !bpf_extfuse_name_is(c, 0, name, sizeof(name), name_len))
 		return EXTFUSE_UPCALL;
-	__sync_fetch_and_add(&requests, 1);
+	if (only_node && c->nodeid != only_node)
+		return EXTFUSE_UPCALL;
+	__sync_fetch_and_add(c->flags & EXTFUSE_CTX_WALK ? &walks : &requests, 1);
+	if (c->flags & EXTFUSE_CTX_WALK && not_in_walk)
+		return EXTFUSE_UPCALL;
 	copy_ctx(&last, c);
 	bpf_extfuse_set_cookie(c, c->nodeid ^ 0x5eed);
 	if (wrong_reads) {
@@ -81,6 +95,12 @@ int BPF_PROG(request, struct extfuse_ctx *c)
 	}
 	if (size)
 		bpf_extfuse_write_args(c, 0, answer, size);
+	if (private)
+		bpf_extfuse_private(c);
+	if (keep_entry)
+		bpf_extfuse_keep(c, EXTFUSE_KEEP_ENTRY, c->snapshot, EXTFUSE_NEVER);
+	if (keep_attr)
+		bpf_extfuse_keep(c, EXTFUSE_KEEP_ATTR, c->snapshot, EXTFUSE_NEVER);
 	if (say_enosys)
 		bpf_extfuse_enosys(c);
 	return verdict;

@@ -6,3 +6,4 @@ mod events;
 mod harness;
 mod stamps;
 mod verdicts;
+mod walk;

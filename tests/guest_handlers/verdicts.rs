@@ -198,10 +198,7 @@ fn attributes_that_a_daemon_would_not_get_away_with_are_a_miss_and_spoil_no_inod
 fn a_name_is_bound_only_to_a_node_that_the_kernel_holds() {
     let mounted = Mounted::new();
     let file = mounted.file("file");
-    let probe = Hostile::on(&mounted, GETATTR);
-    fs::metadata(&file).unwrap();
-    let nodeid = probe.seen().last.nodeid;
-    drop(probe);
+    let nodeid = mounted.nodeid(&file);
 
     let source = mounted.source.join("file");
     let mut hostile = Hostile::on(&mounted, LOOKUP);
@@ -233,10 +230,7 @@ fn a_name_is_bound_only_to_a_node_that_the_kernel_holds() {
 fn answered_lookups_do_not_count() {
     let mounted = Mounted::new();
     let file = mounted.file("file");
-    let probe = Hostile::on(&mounted, GETATTR);
-    fs::metadata(&file).unwrap();
-    let nodeid = probe.seen().last.nodeid;
-    drop(probe);
+    let nodeid = mounted.nodeid(&file);
 
     let mut hostile = Hostile::on(&mounted, LOOKUP);
     hostile.only_name("file");
