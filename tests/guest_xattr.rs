@@ -84,7 +84,7 @@ fn an_attribute_that_is_absent_is_absent_without_the_daemon() {
         }
         assert_answered(tree, "link", c"trusted.a");
         assert_answered(tree, "link", CAPABILITY);
-        // One question tells of all names of a class, and what is kept answers without a request.
+        // Somebody asks: what is made or found is looked at before he does, and what is kept answers without a request.
         fs::write(tree.at("other"), "").unwrap();
         let path = tree.at("other");
         let (upcalls, _) = asked(tree, || {
@@ -97,9 +97,36 @@ fn an_attribute_that_is_absent_is_absent_without_the_daemon() {
                 assert_eq!(list_in(&path, 10), Ok((0, vec![])));
             }
         });
-        assert_eq!(upcalls, 1, "{:?}", tree.count("GETXATTR"));
+        assert_eq!(upcalls, 0, "{:?}", tree.count("GETXATTR"));
         let (get, list) = (tree.count("GETXATTR"), tree.count("LISTXATTR"));
         assert!(get.kept > Some(30) && list.kept > Some(15), "{get:?} {list:?}");
+    });
+}
+
+/// As `ls -l` does in a directory that it has not seen: two names of each file, one question in all.
+#[test]
+fn who_asks_one_file_for_what_it_lacks_need_not_ask_the_others() {
+    const FILES: u64 = 50;
+    on_each(|tree| {
+        let names = || (0..FILES).map(|i| format!("{i}"));
+        for name in names() {
+            fs::write(tree.behind(&name), "").unwrap();
+        }
+        // One of them has what the others lack.
+        set(&tree.behind("7"), c"user.a", b"value").unwrap();
+        let (upcalls, ()) = asked(tree, || {
+            for name in names() {
+                let path = tree.at(&name);
+                assert_eq!(get(&path, ACCESS), Err(Errno::ENODATA));
+                let value = get(&path, c"user.a");
+                match name.as_str() {
+                    "7" => assert_eq!(value.as_deref(), Ok(b"value".as_slice())),
+                    _ => assert_eq!(value, Err(Errno::ENODATA)),
+                }
+                assert_eq!(list_in(&path, 4096), list_in(&tree.behind(&name), 4096));
+            }
+        });
+        assert!(upcalls <= 8, "{upcalls}: {:?}", tree.count("GETXATTR"));
     });
 }
 

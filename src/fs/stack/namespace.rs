@@ -234,6 +234,7 @@ impl Stack {
         {
             crowded.shrinker.start();
         }
+        self.publish_bare(&node);
         Ok(Entry { node: node.id, attr })
     }
 }
