@@ -82,7 +82,10 @@ static unsigned int copy_name(const struct dentry *entry, char *name, struct ino
 	return read_seqcount_retry(&entry->d_seq, *seq) ? 0 : len;
 }
 
-/* What fs/fuse says of a name is @otherwise. */
+/*
+ * What fs/fuse says of a name is @otherwise. That the dentry is still what the walk found, and has that inode, the walk
+ * itself makes sure of before it uses either.
+ */
 int extfuse_confirm_name(struct dentry *entry, int otherwise)
 {
 	struct fuse_conn *fc = get_fuse_conn_super(entry->d_sb);
