@@ -116,8 +116,35 @@ static __always_inline int absent_xattr(struct extfuse_ctx *c, __u64 nodeid, int
 }
 
 /*
+ * Whether a directory that has the node says that none of its nodes has extended attributes: true for as long as none
+ * has got any, and the directory has the same nodes.
+ */
+static __always_inline int none_in_directory(struct extfuse_ctx *c, struct extfuse_xattr *copy,
+					     enum extfuse_miss *reason)
+{
+	struct extfuse_xattr_key key = { .nodeid = bpf_extfuse_parent(c), .hash = EXTFUSE_XATTR_CHILDREN };
+	struct extfuse_xattr *row;
+
+	if (!key.nodeid)
+		return 0;
+	row = find_xattr(&key, copy, reason);
+	if (!row || copy->size || copy->name_len)
+		return 0;
+	if (!bpf_extfuse_current(c, extfuse_node_slot(0, EXTFUSE_SLOT_XATTR), copy->stamp) ||
+	    !bpf_extfuse_current(c, extfuse_node_slot(key.nodeid, EXTFUSE_SLOT_DATA), copy->stamp) ||
+	    !bpf_extfuse_current(c, extfuse_node_slot(key.nodeid, EXTFUSE_SLOT_DIR), copy->stamp) ||
+	    !bpf_extfuse_current(c, extfuse_node_slot(c->nodeid, EXTFUSE_SLOT_XATTR), copy->stamp)) {
+		*reason = EXTFUSE_MISS_STALE;
+		return 0;
+	}
+	keep_absent(c, c->nodeid, copy);
+	__sync_fetch_and_add(&row->count, 1);
+	return 1;
+}
+
+/*
  * GETXATTR: of a name whose class is known to be listed, from the names of the
- * node, or of every node, that it is absent; else from the row of that very name.
+ * node, or of every node, or from a directory that has it, that it is absent; else from the row of that very name.
  * Invalidates nothing.
  */
 EXTFUSE_HANDLER(handle_getxattr)
@@ -133,6 +160,8 @@ EXTFUSE_HANDLER(handle_getxattr)
 		error = absent_xattr(c, c->nodeid, class, &copy, &reason);
 		if (!error)
 			error = absent_xattr(c, 0, class, &copy, &reason);
+		if (!error && none_in_directory(c, &copy, &reason))
+			error = copy.says >> 8 * class & 0xff;
 		if (error)
 			return -error;
 	}
@@ -167,7 +196,7 @@ static __always_inline int list_xattr(struct extfuse_ctx *c, __u64 nodeid, struc
 	return answer_xattr(c, copy, sizeof(copy->bytes));
 }
 
-/* LISTXATTR: from the names of the node, or of every node, if everybody may see them. Invalidates nothing. */
+/* LISTXATTR: from the names of the node, or of every node, if everybody may see them; from its directory. Invalidates nothing. */
 EXTFUSE_HANDLER(handle_listxattr)
 {
 	enum extfuse_miss reason = EXTFUSE_MISS_ABSENT;
@@ -176,6 +205,8 @@ EXTFUSE_HANDLER(handle_listxattr)
 
 	if (verdict == EXTFUSE_UPCALL)
 		verdict = list_xattr(c, 0, &copy, &reason);
+	if (verdict == EXTFUSE_UPCALL && none_in_directory(c, &copy, &reason))
+		verdict = answer_xattr(c, &copy, sizeof(copy.bytes));
 	return verdict == EXTFUSE_UPCALL ? miss(c, reason) : verdict;
 }
 

@@ -283,8 +283,14 @@ enum extfuse_xattr_class {
  */
 struct extfuse_xattr_key {
 	__u64 nodeid;
-	__u64 hash; /* SipHash-2-4 of the name under the connection's key; 0: the names */
+	__u64 hash; /* SipHash-2-4 of the name under the connection's key; 0: the names; EXTFUSE_XATTR_CHILDREN */
 };
+
+/*
+ * The row of a directory with this hash, and without names, says of every node in it that it has no extended
+ * attributes. It depends on slots XATTR of node 0, DATA and DIR of the directory, and XATTR of the node.
+ */
+#define EXTFUSE_XATTR_CHILDREN 1ULL
 
 struct extfuse_xattr {
 	__u64 check;

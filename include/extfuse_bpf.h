@@ -58,6 +58,7 @@ extern int bpf_extfuse_keep(struct extfuse_ctx *ctx, __u32 what, __u64 stamp, __
 extern int bpf_extfuse_xattr_class(struct extfuse_ctx *ctx, __u32 which) __ksym;
 extern int bpf_extfuse_name_in(struct extfuse_ctx *ctx, __u32 which, void *names, __u32 names__sz,
 			       __u32 len) __ksym;
+extern __u64 bpf_extfuse_parent(struct extfuse_ctx *ctx) __ksym;
 extern int bpf_extfuse_keep_absent(struct extfuse_ctx *ctx, __u64 nodeid, __u64 stamp, __u64 expires,
 				   __u64 says) __ksym;
 extern int bpf_extfuse_learn(struct extfuse_ctx *ctx, __u32 what, __u64 expires) __ksym;

@@ -512,6 +512,7 @@ int extfuse_xattr_class(const char *name);
 int extfuse_keep_xattrs(struct extfuse_call *call, u64 nodeid, u64 stamp, u64 expires, u64 says);
 
 /* keep.c */
+u64 extfuse_known_parent(struct extfuse_conn *ext, struct inode *inode);
 int extfuse_may_keep(struct extfuse_call *call, u32 what, u64 stamp, u64 expires);
 int extfuse_may_learn(struct extfuse_call *call, u32 what, u64 expires);
 void extfuse_keep_own(struct extfuse_conn *ext, struct fuse_args *args, const struct extfuse_change *change);

@@ -67,27 +67,59 @@ static noinline u64 arrive(struct dentry *entry, u64 time)
 	return time;
 }
 
+/* Is a name with this word current where it is? Under RCU. */
+static bool known_in(struct extfuse_conn *ext, const struct dentry *entry, struct inode *dir, u64 time)
+{
+	u64 stamp;
+
+	smp_rmb();
+	stamp = READ_ONCE(entry->d_time);
+	return extfuse_kept_at(ext, time, stamp) &&
+	       extfuse_current(ext, extfuse_node_slot(get_node_id(dir), EXTFUSE_SLOT_DIR), stamp);
+}
+
 /* A name that is moved away has a slot that was changed by it. */
 bool extfuse_entry_kept(struct dentry *entry, u64 time)
 {
 	struct extfuse_conn *ext = get_fuse_conn_super(entry->d_sb)->ext;
 	struct inode *dir;
-	bool is = false;
-	u64 stamp;
+	bool is;
 
 	if (unlikely(is_moving(time)))
 		time = arrive(entry, time);
-	smp_rmb();
-	stamp = READ_ONCE(entry->d_time);
 	rcu_read_lock();
 	dir = d_inode_rcu(READ_ONCE(entry->d_parent));
-	if (likely(dir))
-		is = extfuse_kept_at(ext, time, stamp) &&
-		     extfuse_current(ext, extfuse_node_slot(get_node_id(dir), EXTFUSE_SLOT_DIR), stamp);
+	is = dir && known_in(ext, entry, dir, time);
 	rcu_read_unlock();
 	if (is)
 		extfuse_count(ext, FUSE_LOOKUP, EXTFUSE_COUNT_KEPT);
 	return is;
+}
+
+/* How many names of a node are looked at for one that is known. */
+#define NAMES 4
+
+/* A directory that has @inode by a name that is known; 0: none. Also in the RCU walk. */
+u64 extfuse_known_parent(struct extfuse_conn *ext, struct inode *inode)
+{
+	const struct dentry *entry;
+	u64 nodeid = 0, seen = 0;
+	struct inode *dir;
+
+	rcu_read_lock();
+	spin_lock(&inode->i_lock);
+	hlist_for_each_entry(entry, &inode->i_dentry, d_u.d_alias) {
+		dir = d_inode_rcu(READ_ONCE(entry->d_parent));
+		if (dir && !IS_ROOT(entry) && known_in(ext, entry, dir, (u64)READ_ONCE(entry->d_fsdata))) {
+			nodeid = get_node_id(dir);
+			break;
+		}
+		if (++seen == NAMES)
+			break;
+	}
+	spin_unlock(&inode->i_lock);
+	rcu_read_unlock();
+	return nodeid;
 }
 
 bool extfuse_attr_kept(struct inode *inode, u64 time)

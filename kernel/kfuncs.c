@@ -257,6 +257,25 @@ __bpf_kfunc int bpf_extfuse_name_in(struct extfuse_ctx *ctx, u32 which, void *na
 }
 
 /**
+ * bpf_extfuse_parent - a directory that has the node
+ * @ctx: the request: GETXATTR, LISTXATTR
+ *
+ * Return: the nodeid of a directory in which the node has a name that the kernel keeps, and that is current; 0 if
+ * none is known.
+ */
+__bpf_kfunc u64 bpf_extfuse_parent(struct extfuse_ctx *ctx)
+{
+	struct extfuse_call *call = to_call(ctx);
+	const struct fuse_args *args = call->args;
+
+	if (!args || (args->opcode != FUSE_GETXATTR && args->opcode != FUSE_LISTXATTR)) {
+		misuse(call, 0, "parent of what may have none");
+		return 0;
+	}
+	return args->ext_inode ? extfuse_known_parent(call->ext, args->ext_inode) : 0;
+}
+
+/**
  * bpf_extfuse_keep_absent - let the inode keep that it has no extended attributes
  * @ctx: the request: GETXATTR, LISTXATTR
  * @nodeid: the request's; 0 if that was said of every node
@@ -357,6 +376,7 @@ BTF_ID_FLAGS(func, bpf_extfuse_keep, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_private, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_xattr_class, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_name_in, KF_TRUSTED_ARGS)
+BTF_ID_FLAGS(func, bpf_extfuse_parent, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_keep_absent, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_learn, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_extfuse_set_cookie, KF_TRUSTED_ARGS)

@@ -99,6 +99,8 @@ mirror! {
     XATTR_ERRNO_MASK: u64 = 0xff, "EXTFUSE_XATTR_ERRNO_MASK";
     /// [`XattrRow::says`]: the names are what LISTXATTR answers, whoever asks.
     XATTR_LISTED: u64 = 1 << 62, "EXTFUSE_XATTR_LISTED";
+    /// [`XattrKey::hash`] of what a directory's nodes don't have.
+    XATTR_CHILDREN: u64 = 1, "EXTFUSE_XATTR_CHILDREN";
     /// [`XattrRow::says`]: a change of the node's data may change it.
     XATTR_DATA: u64 = 1 << 63, "EXTFUSE_XATTR_DATA";
     /// Longest value that a row can hold, in bytes.

@@ -483,6 +483,8 @@ fn attributes_and_acls_from_elsewhere_are_seen_once_they_are_announced() {
 fn what_is_said_of_every_node_holds_until_one_is_changed() {
     let mounted = Mounted::new();
     let paths = ["one", "two", "three"].map(|name| mounted.file(name));
+    // Nothing is known of this one alone.
+    let other = mounted.file("other");
     let ask = |path: &PathBuf| {
         assert_eq!(xattr::get(path, c"user.a"), Err(Errno::EOPNOTSUPP));
         assert_eq!(xattr::list_in(path, 10), Ok((0, vec![])));
@@ -504,10 +506,73 @@ fn what_is_said_of_every_node_holds_until_one_is_changed() {
     for path in &paths {
         assert_eq!(xattr::get(path, c"user.a"), Err(Errno::ENODATA));
     }
-    // Nothing is known of this one alone.
-    let other = mounted.file("other");
     publish();
     ask(&other);
     mounted.cache.invalidate_xattr(mounted.node("one"));
     assert_eq!(xattr::get(&other, c"user.a"), Err(Errno::ENODATA));
+}
+
+/// What is said is not what the daemon would say: so it shows who answers.
+#[test]
+fn what_is_said_of_a_directorys_nodes_holds_until_one_is_changed_or_added() {
+    type End = fn(&Mounted, &Path, NodeId);
+    const ENDS: [End; 4] = [
+        |_, dir, _| xattr::set(&dir.join("marked"), c"user.b", b"b").unwrap(),
+        |_, dir, _| fs::write(dir.join("added"), "").unwrap(),
+        |mounted, _, node| mounted.cache.invalidate(&[Key::Data(node)]),
+        |mounted, _, node| mounted.cache.invalidate_dir(node),
+    ];
+    let mounted = Mounted::new();
+    let dir = mounted.at.join("dir");
+    fs::create_dir(&dir).unwrap();
+    let files = |round: usize| {
+        [
+            dir.join(format!("{round}.before")),
+            dir.join(format!("{round}.after")),
+        ]
+    };
+    for path in (0..ENDS.len()).flat_map(files).chain([dir.join("marked")]) {
+        fs::write(&path, "").unwrap();
+        // Its name is known then.
+        fs::metadata(&path).unwrap();
+    }
+    let elsewhere = mounted.file("elsewhere");
+    fs::metadata(&elsewhere).unwrap();
+    let node = mounted.node("dir");
+    let ask = |path: &Path| xattr::get(path, c"user.a").unwrap_err();
+    for (round, end) in ENDS.iter().enumerate() {
+        let (cache, at) = (&mounted.cache, mounted.cache.snapshot());
+        cache.publish_no_xattrs_in(node, Absent::all(libc::EOPNOTSUPP), at, Validity::UntilChanged);
+        let [before, after] = files(round);
+        let list = || assert_eq!(xattr::list_in(&before, 10), Ok((0, vec![])));
+        assert_eq!(mounted.counted(LISTXATTR, list), ANSWERED, "{round}");
+        assert_eq!(ask(&before), Errno::EOPNOTSUPP, "{round}");
+        if round == 0 {
+            assert_eq!(ask(&elsewhere), Errno::ENODATA, "another directory's");
+        }
+        end(&mounted, &dir, node);
+        assert_eq!(ask(&after), Errno::ENODATA, "{round}");
+        assert_eq!(
+            ask(&before),
+            Errno::EOPNOTSUPP,
+            "{round}: its own have not changed"
+        );
+    }
+    // What was moved away behind the kernel's back is none of them any more, though its old name is in the cache.
+    let moved = dir.join("moved");
+    fs::create_dir(&moved).unwrap();
+    fs::metadata(&moved).unwrap();
+    let moved_node = NodeId(mounted.cache.entry(node, b"moved").unwrap().nodeid);
+    let open = File::open(&moved).unwrap();
+    let (from, to) = (mounted.source.join("dir/moved"), mounted.source.join("moved"));
+    fs::rename(from, &to).unwrap();
+    xattr::set(&to, c"user.a", b"a").unwrap();
+    let entry = Key::Entry(node, b"moved");
+    mounted
+        .cache
+        .invalidate(&[entry, Key::Data(node), Key::Xattr(moved_node)]);
+    let (cache, at) = (&mounted.cache, mounted.cache.snapshot());
+    cache.publish_no_xattrs_in(node, Absent::all(libc::EOPNOTSUPP), at, Validity::UntilChanged);
+    let itself = PathBuf::from(format!("/proc/self/fd/{}/.", open.as_raw_fd()));
+    assert_eq!(xattr::get(&itself, c"user.a").as_deref(), Ok(b"a".as_slice()));
 }

@@ -171,6 +171,33 @@ impl Cache {
         });
     }
 
+    /// No node in `directory` has extended attributes: GETXATTR of a name whose class is in `absent` gives that errno, and
+    /// LISTXATTR nothing. A change of extended attributes of any node takes that back, and a change of the directory: what
+    /// adds a name is to be announced as [`Key::Data`] of it, too, as for its listing. The kernel asks about nodes that it
+    /// knows a current name of.
+    pub fn publish_no_xattrs_in(&self, directory: NodeId, absent: Absent, at: Snapshot, valid: Validity) {
+        if directory.0 == 0 {
+            return count(&self.refused);
+        }
+        let key = XattrKey {
+            nodeid: directory.0,
+            hash: abi::XATTR_CHILDREN,
+        };
+        let slots = [
+            Slot::node(NodeId(0), SlotKind::EXTFUSE_SLOT_XATTR),
+            Slot::node(directory, SlotKind::EXTFUSE_SLOT_DATA),
+            Slot::node(directory, SlotKind::EXTFUSE_SLOT_DIR),
+            Slot::CONNECTION,
+        ];
+        let Some(stamp) = self.publishable(&slots, at, valid) else {
+            return;
+        };
+        match row::names_row(&key, b"", absent, true, stamp, valid.expires()) {
+            Some(row) => self.put(|| self.tables.put_xattr(&key, &row)),
+            None => count(&self.refused),
+        }
+    }
+
     /// What GETXATTR of a name answers, whoever asks: the value, or an errno.
     pub fn publish_xattr(
         &self,
