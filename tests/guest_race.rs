@@ -568,7 +568,7 @@ fn handlers_that_are_asked_in_each_walk_give_no_stale_answer() {
 
 #[test]
 fn without_handlers_there_is_no_stale_answer() {
-    coherent(WITHOUT_HANDLERS, 60);
+    coherent(WITHOUT_HANDLERS, 20);
 }
 
 /// Changes are made behind the mount, where nothing tells it: stale answers must be found.
