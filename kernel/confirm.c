@@ -13,9 +13,10 @@
 #include <linux/posix_acl.h>
 #include <linux/xattr.h>
 
-static bool has_handler(const struct extfuse_conn *ext, u32 opcode)
+/* What asks is noinline: who has no handler does not pay for its frame. */
+static bool has_handler(const struct fuse_conn *fc, u32 opcode)
 {
-	return ext && READ_ONCE(ext->opcodes) & BIT_ULL(opcode);
+	return fc->ext && READ_ONCE(fc->ext->opcodes) & BIT_ULL(opcode);
 }
 
 /* It is no request if it is not settled here. */
@@ -83,12 +84,11 @@ static unsigned int copy_name(const struct dentry *entry, char *name, struct ino
 }
 
 /*
- * What fs/fuse says of a name is @otherwise. That the dentry is still what the walk found, and has that inode, the walk
- * itself makes sure of before it uses either.
+ * That the dentry is still what the walk found, and has that inode, the walk itself makes sure of before it uses
+ * either.
  */
-int extfuse_confirm_name(struct dentry *entry, int otherwise)
+static noinline int confirm_name(struct fuse_conn *fc, struct dentry *entry, int otherwise)
 {
-	struct fuse_conn *fc = get_fuse_conn_super(entry->d_sb);
 	struct inode *inode = d_inode_rcu(entry), *dir;
 	char name[EXTFUSE_NAME_MAX + 1] __uninitialized;
 	struct fuse_entry_out out __uninitialized;
@@ -102,8 +102,7 @@ int extfuse_confirm_name(struct dentry *entry, int otherwise)
 	unsigned int seq, len;
 	int err;
 
-	if (!has_handler(fc->ext, FUSE_LOOKUP) ||
-	    (inode && READ_ONCE(get_fuse_inode(inode)->state) & (BIT(FUSE_I_BAD) | BIT(FUSE_I_INIT_RDPLUS))))
+	if (inode && READ_ONCE(get_fuse_inode(inode)->state) & (BIT(FUSE_I_BAD) | BIT(FUSE_I_INIT_RDPLUS)))
 		return otherwise;
 	len = copy_name(entry, name, &dir, &seq);
 	if (!len)
@@ -126,10 +125,16 @@ int extfuse_confirm_name(struct dentry *entry, int otherwise)
 	return 1;
 }
 
-/* 0: the inode's attributes are current. An errno is what a request would have given. */
-int extfuse_confirm_attr(struct inode *inode)
+/* What fs/fuse says of a name is @otherwise. */
+int extfuse_confirm_name(struct dentry *entry, int otherwise)
 {
-	struct fuse_conn *fc = get_fuse_conn(inode);
+	struct fuse_conn *fc = get_fuse_conn_super(entry->d_sb);
+
+	return has_handler(fc, FUSE_LOOKUP) ? confirm_name(fc, entry, otherwise) : otherwise;
+}
+
+static noinline int confirm_attr(struct fuse_conn *fc, struct inode *inode)
+{
 	struct fuse_getattr_in in = {};
 	struct fuse_attr_out out __uninitialized;
 	struct fuse_args args = {
@@ -141,11 +146,8 @@ int extfuse_confirm_attr(struct inode *inode)
 		.out_numargs = 1,
 		.out_args[0] = { sizeof(out), &out },
 	};
-	int err;
+	int err = extfuse_ask_in_walk(fc, &args);
 
-	if (!has_handler(fc->ext, FUSE_GETATTR) || fuse_is_bad(inode))
-		return -ECHILD;
-	err = extfuse_ask_in_walk(fc, &args);
 	if (err == -ECHILD)
 		return err;
 	if (err) {
@@ -158,11 +160,17 @@ int extfuse_confirm_attr(struct inode *inode)
 	return 0;
 }
 
-/* 0: it has no ACL of that type. */
-int extfuse_confirm_no_acl(struct inode *inode, int type)
+/* 0: the inode's attributes are current. An errno is what a request would have given. */
+int extfuse_confirm_attr(struct inode *inode)
+{
+	struct fuse_conn *fc = get_fuse_conn(inode);
+
+	return has_handler(fc, FUSE_GETATTR) && !fuse_is_bad(inode) ? confirm_attr(fc, inode) : -ECHILD;
+}
+
+static noinline int confirm_no_acl(struct fuse_conn *fc, struct inode *inode, int type)
 {
 	const char *name = type == ACL_TYPE_ACCESS ? XATTR_NAME_POSIX_ACL_ACCESS : XATTR_NAME_POSIX_ACL_DEFAULT;
-	struct fuse_conn *fc = get_fuse_conn(inode);
 	struct fuse_getxattr_in in = {};
 	struct fuse_getxattr_out out __uninitialized;
 	/* For its size only: one that is there is read elsewhere. */
@@ -176,10 +184,16 @@ int extfuse_confirm_no_acl(struct inode *inode, int type)
 		.out_args[0] = { sizeof(out), &out },
 	};
 
-	if (!has_handler(fc->ext, FUSE_GETXATTR) || fuse_is_bad(inode))
-		return -ECHILD;
 	if (extfuse_ask_in_walk(fc, &args) != -ENODATA)
 		return -ECHILD;
 	settled(fc->ext, FUSE_GETXATTR, EXTFUSE_COUNT_ERRNO);
 	return 0;
+}
+
+/* 0: it has no ACL of that type. */
+int extfuse_confirm_no_acl(struct inode *inode, int type)
+{
+	struct fuse_conn *fc = get_fuse_conn(inode);
+
+	return has_handler(fc, FUSE_GETXATTR) && !fuse_is_bad(inode) ? confirm_no_acl(fc, inode, type) : -ECHILD;
 }
