@@ -112,6 +112,7 @@ fn every_number_of_the_header_is_mirrored() {
             "EXTFUSE_CTX_PASSTHRU",
             "EXTFUSE_CTX_EVENT",
             "EXTFUSE_CTX_BACKGROUND",
+            "EXTFUSE_CTX_WALK",
             "EXTFUSE_OUT",
             "EXTFUSE_KEEP_ENTRY",
             "EXTFUSE_KEEP_ATTR",
