@@ -6,6 +6,7 @@
 mod common;
 mod drain_ends;
 mod drains;
+mod dropped;
 mod ends;
 mod frames;
 mod gate;
