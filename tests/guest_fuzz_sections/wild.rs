@@ -60,12 +60,12 @@ pub fn wild_message(world: &World, victim: Known, random: &mut Random) {
         1 => random.below(1 << 32) as i32,
         _ => STAGE as i32,
     };
-    // Ordinary data would be seen as it is: zeros.
     let unique = victim.unique ^ [0, 0, 0, 1, 2][random.below(5) as usize];
     message[..4].copy_from_slice(&said.to_ne_bytes());
     message[4..8].copy_from_slice(&error.to_ne_bytes());
     message[8..16].copy_from_slice(&unique.max(2).to_ne_bytes());
-    if length >= 40 {
+    // Where it is no error it is ordinary data, which would be seen as it is.
+    if length >= 40 && error != 0 {
         let section = Section {
             mem: [memory.as_mut_ptr() as u64, 8, 0xffff_8880_0000_0000][random.below(3) as usize],
             header: [0, 10, random.below(300) as u32, u32::MAX][random.below(4) as usize],

@@ -4,9 +4,9 @@
 //! who reads directly none that is older than what he has seen.
 
 use std::fs::File;
+use std::num::NonZeroUsize;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,7 +14,11 @@ use std::time::{Duration, Instant};
 use extfuse::ebpf::BackingOptions;
 use fuser::INodeNo;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, fork};
 
 use crate::harness::{PAGE, Served};
 use crate::kinds::{COPY, OWN};
@@ -40,17 +44,39 @@ enum How {
     Written,
 }
 
-/// What the readers go by.
-#[derive(Default)]
+/// What the readers go by, in memory that processes share.
 struct Changes {
     /// A page in the cache may be of two versions, as it is written to while it is read.
     torn: bool,
     /// The last version whose change is complete.
     complete: AtomicU64,
     over: AtomicBool,
+    /// Of the reader that is a process: how many words, and what was wrong, after which version.
+    words: AtomicU64,
+    wrong: [AtomicU64; 2],
 }
 
 impl Changes {
+    /// Version 1 is complete. Never freed.
+    fn begin(torn: bool) -> &'static Self {
+        let length = NonZeroUsize::new(size_of::<Self>()).unwrap();
+        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new mapping, large enough, aligned to a page, and never unmapped.
+        unsafe {
+            let shared = mmap_anonymous(None, length, access, MapFlags::MAP_SHARED)
+                .unwrap()
+                .cast();
+            shared.write(Self {
+                torn,
+                complete: AtomicU64::new(1),
+                over: AtomicBool::new(false),
+                words: AtomicU64::new(0),
+                wrong: [const { AtomicU64::new(0) }; 2],
+            });
+            shared.as_ref()
+        }
+    }
+
     /// A page that was read since a version was complete.
     #[track_caller]
     fn check(&self, before: u64, words: &[u8], way: &str, whole: bool) -> u64 {
@@ -117,13 +143,36 @@ fn in_order(path: &Path, changes: &Changes, _: u64) -> u64 {
     count
 }
 
-/// A mapping that lasts. A page of it may go and come back between two words.
+/// A mapping that lasts, in a process of its own: who waits for a page may hold what the daemon's
+/// threads, in this process, need to get memory. A page of it may go and come back between two words.
 fn mapped(path: &Path, changes: &Changes, seed: u64) -> u64 {
     let file = File::open(path).unwrap();
-    let length = std::num::NonZeroUsize::new(SIZE as usize).unwrap();
-    // SAFETY: a new mapping, unmapped below, of a file that nobody truncates.
-    let address =
-        unsafe { mmap(None, length, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, &file, 0) }.unwrap();
+    // SAFETY: the child allocates nothing, takes no lock, and ends without running anything of ours.
+    let child = match unsafe { fork() }.unwrap() {
+        ForkResult::Parent { child } => child,
+        ForkResult::Child => {
+            let right = set_pdeathsig(Signal::SIGKILL).is_ok() && words_are_right(&file, changes, seed);
+            // SAFETY: always is.
+            unsafe { libc::_exit(i32::from(!right)) }
+        }
+    };
+    let ended = waitpid(child, None).unwrap();
+    let wrong = changes.wrong.each_ref().map(|word| word.load(Ordering::Relaxed));
+    assert_eq!(
+        ended,
+        WaitStatus::Exited(child, 0),
+        "mapped: {wrong:?} (seen, complete before)"
+    );
+    changes.words.load(Ordering::Relaxed)
+}
+
+fn words_are_right(file: &File, changes: &Changes, seed: u64) -> bool {
+    let length = const { NonZeroUsize::new(SIZE as usize).unwrap() };
+    // SAFETY: a new mapping, which ends with the process, of a file that nobody truncates.
+    let Ok(address) = (unsafe { mmap(None, length, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, file, 0) })
+    else {
+        return false;
+    };
     let (mut number, mut count) = (seed, 0);
     while !changes.over.load(Ordering::Relaxed) {
         number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -131,17 +180,25 @@ fn mapped(path: &Path, changes: &Changes, seed: u64) -> u64 {
         let before = changes.complete.load(Ordering::SeqCst);
         // SAFETY: inside the mapping, and aligned.
         let word = unsafe { address.cast::<u64>().add(at as usize).read_volatile() };
-        changes.check(before, &word.to_ne_bytes(), "mapped", false);
+        if word < before || word > changes.complete.load(Ordering::SeqCst) + 1 {
+            changes.wrong[0].store(word, Ordering::Relaxed);
+            changes.wrong[1].store(before, Ordering::Relaxed);
+            return false;
+        }
         count += 1;
-        if changes.torn && count % 64 == 0 {
-            // What is mapped stays in the cache.
+        changes.words.store(count, Ordering::Relaxed);
+        // What is mapped stays in the cache.
+        let unmapped = if changes.torn && count.is_multiple_of(64) {
             // SAFETY: what is mapped is what the file has, before as after.
-            unsafe { madvise(address, length.get(), MmapAdvise::MADV_DONTNEED) }.unwrap();
+            unsafe { madvise(address, length.get(), MmapAdvise::MADV_DONTNEED) }
+        } else {
+            Ok(())
+        };
+        if unmapped.is_err() {
+            return false;
         }
     }
-    // SAFETY: as above.
-    unsafe { munmap(address, length.get()) }.unwrap();
-    count
+    true
 }
 
 fn race(options: BackingOptions, how: How) {
@@ -152,11 +209,7 @@ fn race(options: BackingOptions, how: How) {
     node.truth.write_all_at(&content(1), 0).unwrap();
     let spool = served.spool(&content(1));
     let backing = served.register("cached", &spool, options, 0..SIZE);
-    let changes = Arc::new(Changes {
-        torn: how == How::Written,
-        ..Changes::default()
-    });
-    changes.complete.store(1, Ordering::SeqCst);
+    let changes = Changes::begin(how == How::Written);
     let readers: Vec<(&str, Reader)> = if how != How::WithdrawnOnly {
         vec![
             ("cached", cached),
@@ -171,8 +224,8 @@ fn race(options: BackingOptions, how: How) {
     let running: Vec<_> = (1_u64..)
         .zip(readers)
         .map(|(seed, (way, read))| {
-            let (path, changes) = (path.clone(), Arc::clone(&changes));
-            (way, thread::spawn(move || read(&path, &changes, seed * 77)))
+            let path = path.clone();
+            (way, thread::spawn(move || read(&path, changes, seed * 77)))
         })
         .collect();
     let writer = File::options().write(true).open(&path).unwrap();
