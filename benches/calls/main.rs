@@ -10,6 +10,8 @@ mod demo;
 mod measure;
 mod mounts;
 mod only;
+#[path = "../../tests/common/pages.rs"]
+mod pages;
 mod party;
 mod programs;
 mod remote;

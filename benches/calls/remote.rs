@@ -13,7 +13,6 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::stat::stat;
 use nix::sys::uio::{pread, pwrite};
 
@@ -21,6 +20,7 @@ use crate::cases;
 use crate::measure;
 use crate::mounts::Counters;
 use crate::only::Only;
+use crate::pages::drop_pages;
 use crate::programs::Programs;
 use crate::report::{self, Aim, Row};
 use crate::tree::c_path;
@@ -724,7 +724,7 @@ impl Visit<'_> {
         let forget = || {
             // They are all that there is of a file natively: dropped, it would be the disk that is measured.
             if self.variant != Variant::Native {
-                posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+                drop_pages(&file)?;
             }
             Ok(())
         };

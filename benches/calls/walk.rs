@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use nix::fcntl::{AtFlags, OFlag, PosixFadviseAdvice, open, posix_fadvise};
+use nix::fcntl::{AtFlags, OFlag, open};
 use nix::sys::stat::{Mode, fstat, fstatat};
 use nix::unistd::read;
 
@@ -16,6 +16,7 @@ use crate::cases;
 use crate::controls::{self, Controls};
 use crate::measure::{self, Call, Shape};
 use crate::mounts::{COHERENT_VARIANTS, Counters, Place, Variant};
+use crate::pages;
 use crate::report::{self, Aim, Row};
 use crate::tree::{self, Paths, c_path};
 
@@ -193,8 +194,7 @@ fn list(buffer: &mut [u8], what: impl Fn(BorrowedFd<'_>, &CStr) -> bool) -> Opti
 /// Takes its pages from a file on a mount.
 fn drop_pages(path: &CString) -> Result<()> {
     let file = open(path.as_c_str(), OFlag::O_RDONLY, Mode::empty())?;
-    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
-    Ok(())
+    Ok(pages::drop_pages(&file.into())?)
 }
 
 /// All cases in all variants, in one boot.

@@ -7,7 +7,6 @@
 #![allow(dead_code)]
 
 use std::fs::{self, File, Metadata};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -15,6 +14,7 @@ use std::time::{Duration, Instant};
 use extfuse::control::{self, Report, Requests};
 use tempfile::TempDir;
 
+use crate::common::pages::Pages;
 use crate::common::{Mounted, PATIENCE};
 
 /// Arguments of `extfuse mount` with which handlers answer.
@@ -203,13 +203,6 @@ pub fn as_nobody<T: Send>(what: impl FnOnce() -> T + Send) -> T {
 
 /// Pages of a file that are not on its disk yet.
 pub fn dirty(file: &File) -> u64 {
-    /// cachestat(2), which libc does not know.
-    const CACHESTAT: libc::c_long = 451;
-    // An offset and a length, where 0 is all; cached, dirty, in writeback, and two more.
-    let range = [0_u64; 2];
-    let mut pages = [0_u64; 5];
-    // SAFETY: it reads two numbers and writes five.
-    let done = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), &raw const range, &raw mut pages, 0) };
-    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
-    pages[1] + pages[2]
+    let pages = Pages::of(file).unwrap();
+    pages.dirty + pages.writeback
 }

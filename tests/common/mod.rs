@@ -4,6 +4,8 @@
 // Every test program uses a part of it.
 #![allow(dead_code)]
 
+pub mod pages;
+
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};

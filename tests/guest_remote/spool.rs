@@ -9,10 +9,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use extfuse::remote::server::Options;
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
-use crate::common::Mounted;
+use crate::common::{Mounted, pages};
 use crate::exerciser::in_every_mode;
 use crate::guest::seed;
 use crate::{Scene, pattern, while_running};
@@ -26,8 +25,7 @@ fn kept(mounts: &[&[&str]]) -> Scene {
 }
 
 fn drop_pages(path: &Path) {
-    let file = File::open(path).unwrap();
-    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+    pages::drop_pages(&File::open(path).unwrap()).unwrap();
 }
 
 fn passed_through(mounted: &Mounted) -> u64 {

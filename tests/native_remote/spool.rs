@@ -15,6 +15,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::mount::{MsFlags, mount as mount_fs, umount};
 use nix::sys::signal::Signal;
 
+use crate::common::pages::drop_pages;
 use crate::common::{Mounted, Scratch, eventually, extfuse, refusal};
 use crate::exerciser::in_every_mode;
 use crate::{Served, mount, text};
@@ -77,7 +78,7 @@ fn figures(mounted: &Mounted) -> Spool {
 /// A file, once more from the daemon.
 fn read_anew(path: &Path) -> Vec<u8> {
     let file = File::open(path).unwrap();
-    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+    drop_pages(&file).unwrap();
     drop(file);
     fs::read(path).unwrap()
 }
@@ -329,7 +330,7 @@ fn little_of_a_large_file_and_direct_reads_are_not_kept() {
     let file = File::open(mounted.join("large")).unwrap();
     posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM).unwrap();
     let read = |at: usize| {
-        posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+        drop_pages(&file).unwrap();
         let mut page = [0; 4096];
         file.read_exact_at(&mut page, at as u64).unwrap();
         assert_eq!(page, large[at..at + 4096]);

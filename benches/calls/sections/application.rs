@@ -14,6 +14,7 @@ use nix::sys::uio::{pread, pwrite};
 use super::daemon::FILES;
 use super::frame::{self, LONGEST, META, Message, Operation, SERIAL};
 use super::{Access, Case};
+use crate::pages::drop_pages;
 
 #[repr(align(0x20_0000))]
 struct Buffer([u8; LONGEST]);
@@ -78,7 +79,7 @@ impl Application {
     /// Between runs: nothing of the file is left in the page cache.
     pub fn forget(&mut self, case: Case, peer: &Peer) -> Result<()> {
         if let (Access::Buffered, Peer::File(file)) = (case.access, peer) {
-            posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+            drop_pages(file)?;
         }
         if case.access == Access::Write {
             self.buffer.0.copy_from_slice(&self.payload);
