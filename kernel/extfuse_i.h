@@ -133,6 +133,13 @@ unsigned int extfuse_readahead_batch(struct readahead_control *rac, struct page 
 void extfuse_readahead(struct readahead_control *rac);
 void fuse_readahead(struct readahead_control *rac);
 
+/* writes.c */
+void extfuse_page_written(struct inode *inode, pgoff_t index);
+void extfuse_pages_sent(struct inode *inode);
+bool extfuse_may_read_ahead(struct readahead_control *rac);
+int extfuse_read_folio(struct file *file, struct folio *folio);
+int fuse_read_folio(struct file *file, struct folio *folio);
+
 static inline bool extfuse_deferred(const struct fuse_file *ff)
 {
 	return test_bit(EXTFUSE_FILE_DEFERRED, &ff->ext.state);

@@ -128,8 +128,9 @@ void extfuse_readahead(struct readahead_control *rac)
 {
 	struct folio *folio;
 
-	fuse_readahead(rac);
-	/* What it has left, where there are too many requests, or no memory. */
+	if (extfuse_may_read_ahead(rac))
+		fuse_readahead(rac);
+	/* What is left, where there are too many requests, or no memory. */
 	while ((folio = __readahead_folio(rac))) {
 		long nr = folio_nr_pages(folio);
 

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Ranges that grow and vanish under readers. The file consists of the number of its version, over and
-//! over: nobody sees one that is older than a change that was complete, nor a page of two versions; and
-//! who reads directly none that is older than what he has seen.
+//! over: nobody sees one that is older than a change that was complete, or than what he has seen there, nor
+//! a page of two versions.
 
 use std::fs::File;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use extfuse::ebpf::BackingOptions;
+use extfuse::ebpf::{BackingError, BackingOptions};
 use fuser::INodeNo;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous};
@@ -25,6 +26,8 @@ use crate::kinds::{COPY, OWN};
 
 const PAGES: u64 = 12;
 const SIZE: u64 = PAGES * PAGE;
+/// Words of the file, each a version.
+const WORDS: usize = SIZE as usize / 8;
 const TIME: Duration = Duration::from_secs(4);
 /// Where the machine is busy.
 const MOST: Duration = Duration::from_secs(60);
@@ -50,6 +53,8 @@ struct Changes {
     torn: bool,
     /// The last version whose change is complete.
     complete: AtomicU64,
+    /// Through the mount, just now.
+    being_written: AtomicBool,
     over: AtomicBool,
     /// Of the reader that is a process: how many words, and what was wrong, after which version.
     words: AtomicU64,
@@ -69,6 +74,7 @@ impl Changes {
             shared.write(Self {
                 torn,
                 complete: AtomicU64::new(1),
+                being_written: AtomicBool::new(false),
                 over: AtomicBool::new(false),
                 words: AtomicU64::new(0),
                 wrong: [const { AtomicU64::new(0) }; 2],
@@ -77,10 +83,10 @@ impl Changes {
         }
     }
 
-    /// A page that was read since a version was complete.
+    /// A page that was read since a version was complete, by someone who saw others there.
     #[track_caller]
-    fn check(&self, before: u64, words: &[u8], way: &str, whole: bool) -> u64 {
-        let words: Vec<u64> = words
+    fn check(&self, before: u64, page: &[u8], seen: &mut [u64], way: &str, whole: bool) {
+        let words: Vec<u64> = page
             .chunks_exact(8)
             .map(|word| u64::from_ne_bytes(word.try_into().unwrap()))
             .collect();
@@ -89,8 +95,17 @@ impl Changes {
         assert!(!whole || least == most, "{way}: {least} and {most} in one page");
         // Nor one from the future: that of the change that is under way, at most.
         assert!(*most <= self.complete.load(Ordering::SeqCst) + 1, "{way}: {most}");
-        *least
+        for (word, seen) in words.into_iter().zip(seen) {
+            assert!(word >= *seen, "{way}: {word} after {seen} was seen");
+            *seen = word;
+        }
     }
+}
+
+/// The words of one page.
+fn words_of(page: u64) -> Range<usize> {
+    let words = PAGE as usize / 8;
+    page as usize * words..(page as usize + 1) * words
 }
 
 type Reader = fn(&Path, &Changes, u64) -> u64;
@@ -103,19 +118,16 @@ fn pages(path: &Path, changes: &Changes, seed: u64, flags: i32) -> u64 {
     let start = memory.as_ptr().align_offset(PAGE as usize);
     let buffer = &mut memory[start..start + PAGE as usize];
     let is_direct = flags & libc::O_DIRECT != 0;
-    let mut seen = [0; PAGES as usize];
+    let way = if is_direct { "a page, directly" } else { "a page" };
+    let mut seen = [0; WORDS];
     let (mut number, mut count) = (seed, 0);
     while !changes.over.load(Ordering::Relaxed) {
         number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let before = changes.complete.load(Ordering::SeqCst);
         let which = (number >> 33) % PAGES;
         file.read_exact_at(buffer, which * PAGE).unwrap();
-        let version = changes.check(before, buffer, "a page", is_direct || !changes.torn);
-        if is_direct {
-            let seen = &mut seen[which as usize];
-            assert!(version >= *seen, "{version} after {seen} was seen");
-            *seen = version;
-        }
+        let whole = is_direct || !changes.torn;
+        changes.check(before, buffer, &mut seen[words_of(which)], way, whole);
         count += 1;
     }
     count
@@ -133,11 +145,14 @@ fn direct(path: &Path, changes: &Changes, seed: u64) -> u64 {
 fn in_order(path: &Path, changes: &Changes, _: u64) -> u64 {
     let file = File::open(path).unwrap();
     let mut page = vec![0; PAGE as usize];
+    let mut seen = [0; WORDS];
     let mut count = 0;
     while !changes.over.load(Ordering::Relaxed) {
         let before = changes.complete.load(Ordering::SeqCst);
-        file.read_exact_at(&mut page, count % PAGES * PAGE).unwrap();
-        changes.check(before, &page, "in order", !changes.torn);
+        let which = count % PAGES;
+        file.read_exact_at(&mut page, which * PAGE).unwrap();
+        let seen = &mut seen[words_of(which)];
+        changes.check(before, &page, seen, "in order", !changes.torn);
         count += 1;
     }
     count
@@ -161,7 +176,7 @@ fn mapped(path: &Path, changes: &Changes, seed: u64) -> u64 {
     assert_eq!(
         ended,
         WaitStatus::Exited(child, 0),
-        "mapped: {wrong:?} (seen, complete before)"
+        "mapped: {wrong:?} (seen, complete or seen before)"
     );
     changes.words.load(Ordering::Relaxed)
 }
@@ -173,18 +188,21 @@ fn words_are_right(file: &File, changes: &Changes, seed: u64) -> bool {
     else {
         return false;
     };
+    let mut seen = [0; WORDS];
     let (mut number, mut count) = (seed, 0);
     while !changes.over.load(Ordering::Relaxed) {
         number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        let at = (number >> 33) % (SIZE / 8);
+        let at = (number >> 33) as usize % WORDS;
         let before = changes.complete.load(Ordering::SeqCst);
         // SAFETY: inside the mapping, and aligned.
-        let word = unsafe { address.cast::<u64>().add(at as usize).read_volatile() };
-        if word < before || word > changes.complete.load(Ordering::SeqCst) + 1 {
+        let word = unsafe { address.cast::<u64>().add(at).read_volatile() };
+        let least = before.max(seen[at]);
+        if word < least || word > changes.complete.load(Ordering::SeqCst) + 1 {
             changes.wrong[0].store(word, Ordering::Relaxed);
-            changes.wrong[1].store(before, Ordering::Relaxed);
+            changes.wrong[1].store(least, Ordering::Relaxed);
             return false;
         }
+        seen[at] = word;
         count += 1;
         changes.words.store(count, Ordering::Relaxed);
         // What is mapped stays in the cache.
@@ -228,6 +246,18 @@ fn race(options: BackingOptions, how: How) {
             (way, thread::spawn(move || read(&path, changes, seed * 77)))
         })
         .collect();
+    // Who has read new bytes may have to ask for them again while they are written.
+    let dropping = (how == How::Written).then(|| {
+        let notifier = served.notifier.clone();
+        thread::spawn(move || {
+            while !changes.over.load(Ordering::Relaxed) {
+                if changes.being_written.load(Ordering::SeqCst) {
+                    notifier.inval_inode(INodeNo(nodeid), 0, 0).unwrap();
+                }
+                thread::sleep(Duration::from_micros(300));
+            }
+        })
+    });
     let writer = File::options().write(true).open(&path).unwrap();
     let start = Instant::now();
     let mut version = 1;
@@ -235,7 +265,11 @@ fn race(options: BackingOptions, how: How) {
     let declare = || {
         let at = served.snapshot();
         for end in (1..=6).map(|part| part * SIZE / 6) {
-            backing.extend(0..end, at).unwrap();
+            match backing.extend(0..end, at) {
+                // Told that the data changed, a little late.
+                Err(BackingError::Stale) if how == How::Written => return,
+                done => done.unwrap(),
+            }
             thread::sleep(Duration::from_micros(300));
         }
     };
@@ -244,7 +278,9 @@ fn race(options: BackingOptions, how: How) {
         version += 1;
         let new = content(version);
         if how == How::Written {
+            changes.being_written.store(true, Ordering::SeqCst);
             writer.write_all_at(&new, 0).unwrap();
+            changes.being_written.store(false, Ordering::SeqCst);
             changes.complete.store(version, Ordering::SeqCst);
             // What was declared is void, so it may be overwritten.
             spool.write_all_at(&new, 0).unwrap();
@@ -273,6 +309,7 @@ fn race(options: BackingOptions, how: How) {
         declare();
     }
     changes.over.store(true, Ordering::Relaxed);
+    dropping.map(JoinHandle::join).transpose().unwrap();
     for (way, reader) in running {
         let count = reader.join().unwrap();
         assert!(count > 10, "{way}: {count}");
