@@ -16,6 +16,8 @@
 #include "extfuse_i.h"
 
 #include <linux/pagemap.h>
+#include <linux/sched/signal.h>
+#include <linux/wait.h>
 
 /* Caller has the locks of the inode and of the page. */
 void extfuse_page_written(struct inode *inode, pgoff_t index)
@@ -54,12 +56,19 @@ bool extfuse_may_read_ahead(struct readahead_control *rac)
 int extfuse_read_folio(struct file *file, struct folio *folio)
 {
 	struct inode *inode = folio->mapping->host;
+	struct fuse_inode *fi = get_fuse_inode(inode);
 	pgoff_t first = folio->index, end = folio_next_index(folio);
+	DEFINE_WAIT(wait);
 
 	if (!unsent(inode, first, end))
 		return fuse_read_folio(file, folio);
 	folio_unlock(folio);
-	if (wait_event_killable(get_fuse_inode(inode)->page_waitq, !unsent(inode, first, end)))
+	/* Once: the next write of it leaves it in the cache, and who waited for all of them might never get it. */
+	prepare_to_wait(&fi->page_waitq, &wait, TASK_KILLABLE);
+	if (unsent(inode, first, end))
+		schedule();
+	finish_wait(&fi->page_waitq, &wait);
+	if (fatal_signal_pending(current))
 		return -EINTR;
 	return AOP_TRUNCATED_PAGE; /* it is looked for once more */
 }

@@ -169,6 +169,56 @@ fn a_write_that_fails_lets_readers_go_on() {
     assert!(seen == [1; PAGE]);
 }
 
+/// The next write may have begun before a reader that the last one has woken looks: it finds the pages there.
+#[test]
+fn who_waits_for_one_write_does_not_wait_for_all_that_follow() {
+    let served = Served::new(2 * PAGE as u64);
+    let file = Arc::new(served.open("cached"));
+    let over = Arc::new(AtomicBool::new(false));
+    let writing = {
+        let (file, over) = (Arc::clone(&file), Arc::clone(&over));
+        thread::spawn(move || {
+            while !over.load(Ordering::Relaxed) {
+                file.write_all_at(&[2; 2 * PAGE], 0).unwrap();
+            }
+        })
+    };
+    // So that who is woken does not run at once.
+    let busy: Vec<_> = (0..4)
+        .map(|_| {
+            let over = Arc::clone(&over);
+            thread::spawn(move || while !over.load(Ordering::Relaxed) {})
+        })
+        .collect();
+    let answered = |write: Write| {
+        // The next one is there, as a rule, before anyone who waits for this one looks.
+        thread::sleep(Duration::from_millis(5));
+        write.written(2 * PAGE as u32);
+    };
+    for _ in 0..20 {
+        let write = served.write();
+        drop_pages(&served.device);
+        let reader = read(&file, PAGE, PAGE);
+        thread::sleep(Duration::from_millis(5));
+        answered(write);
+        let mut more = 0;
+        while !reader.is_finished() {
+            if let Some(write) = served.try_write() {
+                answered(write);
+                more += 1;
+            }
+            if let Some(read) = served.try_read() {
+                answer(read, 2);
+            }
+            assert!(more < 50, "it waits for every write");
+        }
+        assert!(reader.join().unwrap() == [2; PAGE]);
+    }
+    over.store(true, Ordering::Relaxed);
+    busy.into_iter().for_each(|busy| within(busy, PATIENCE));
+    served.while_writing(move || within(writing, PATIENCE), answered);
+}
+
 /// Pages of the file go all the time, while its first page is written, and its second one from a mapping
 /// of the first: who writes never waits for himself, and copies what he has written.
 #[test]
