@@ -135,7 +135,7 @@ void fuse_readahead(struct readahead_control *rac);
 
 /* writes.c */
 void extfuse_page_written(struct inode *inode, pgoff_t index);
-void extfuse_pages_sent(struct inode *inode);
+void extfuse_pages_answered(struct inode *inode);
 bool extfuse_may_read_ahead(struct readahead_control *rac);
 int extfuse_read_folio(struct file *file, struct folio *folio);
 int fuse_read_folio(struct file *file, struct folio *folio);

@@ -39,7 +39,7 @@ struct extfuse_inode {
 	u64 listing_stamp; /* the directory's cached listing is not older; fi->rdc.lock */
 	u64 listing_since; /* ... and was not asked for earlier, jiffies; fi->rdc.lock */
 	u64 passthru_stamp; /* since when READ passes through without asking; 0: ask */
-	pgoff_t written; /* first of the pages that are written but not sent yet: writes.c */
+	pgoff_t written; /* first of the pages whose WRITE is not answered yet: writes.c */
 	pgoff_t written_end; /* ... and where they end; 0: there are none */
 	bool locked; /* a lock of fcntl(2) was asked for: every close has a FLUSH from then on */
 	bool small_folios; /* it was opened for writing: folios.c */

@@ -130,7 +130,7 @@ void extfuse_readahead(struct readahead_control *rac)
 
 	if (extfuse_may_read_ahead(rac))
 		fuse_readahead(rac);
-	/* What is left, where there are too many requests, or no memory. */
+	/* What is left: it is being written, or there are too many requests, or no memory. */
 	while ((folio = __readahead_folio(rac))) {
 		long nr = folio_nr_pages(folio);
 

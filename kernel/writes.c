@@ -29,8 +29,8 @@ void extfuse_page_written(struct inode *inode, pgoff_t index)
 	WRITE_ONCE(ext->written_end, index + 1);
 }
 
-/* The request for these pages has been answered. */
-void extfuse_pages_sent(struct inode *inode)
+/* Of the WRITE with these pages, whatever the answer. */
+void extfuse_pages_answered(struct inode *inode)
 {
 	struct fuse_inode *fi = get_fuse_inode(inode);
 
@@ -40,7 +40,7 @@ void extfuse_pages_sent(struct inode *inode)
 }
 
 /* Pages from @first on, before @end. What else is written meanwhile may be taken for them, which costs a wait. */
-static bool unsent(struct inode *inode, pgoff_t first, pgoff_t end)
+static bool unanswered(struct inode *inode, pgoff_t first, pgoff_t end)
 {
 	const struct extfuse_inode *ext = &get_fuse_inode(inode)->ext;
 
@@ -50,7 +50,7 @@ static bool unsent(struct inode *inode, pgoff_t first, pgoff_t end)
 /* Who writes may wait for pages that are locked already: they can't wait for him. */
 bool extfuse_may_read_ahead(struct readahead_control *rac)
 {
-	return !unsent(rac->mapping->host, readahead_index(rac), readahead_index(rac) + readahead_count(rac));
+	return !unanswered(rac->mapping->host, readahead_index(rac), readahead_index(rac) + readahead_count(rac));
 }
 
 int extfuse_read_folio(struct file *file, struct folio *folio)
@@ -60,12 +60,12 @@ int extfuse_read_folio(struct file *file, struct folio *folio)
 	pgoff_t first = folio->index, end = folio_next_index(folio);
 	DEFINE_WAIT(wait);
 
-	if (!unsent(inode, first, end))
+	if (!unanswered(inode, first, end))
 		return fuse_read_folio(file, folio);
 	folio_unlock(folio);
 	/* Once: the next write of it leaves it in the cache, and who waited for all of them might never get it. */
 	prepare_to_wait(&fi->page_waitq, &wait, TASK_KILLABLE);
-	if (unsent(inode, first, end))
+	if (unanswered(inode, first, end))
 		schedule();
 	finish_wait(&fi->page_waitq, &wait);
 	if (fatal_signal_pending(current))
